@@ -1,0 +1,48 @@
+"""Where weights are: one resolver for model ids, and the digest that identifies them in stage keys and manifests.
+
+A model id is `mini:NAME` (the embedded miniature, inside this package), a local folder, or a hub id, which may carry a
+revision as `owner/name@revision`. Only the first two have files whose content can be hashed here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+
+MINI_WEIGHTS = Path(__file__).parent / "mini" / "weights"
+
+
+def weights_path(model_id: str) -> str:
+    """Return the local folder of a model id, or the hub id itself.
+
+    Raises:
+        ValueError: a `mini:` name that does not exist.
+    """
+    if not model_id.startswith("mini:"):
+        return model_id
+    folder = MINI_WEIGHTS / model_id.removeprefix("mini:")
+    if not folder.is_dir():
+        known = ", ".join(sorted(p.name for p in MINI_WEIGHTS.glob("*") if p.is_dir()))
+        raise ValueError(f"no miniature weights named {model_id!r}; there are: {known or 'none'} (remake them with "
+                         "`python -m redream.mini.train`)")
+    return str(folder)
+
+
+def weights_digest(model_id: str) -> str:
+    """Return a short content hash of a local model's files, or the hub id, which names its own revision."""
+    folder = Path(weights_path(model_id))
+    if not folder.is_dir():
+        return model_id
+    stamp = tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.rglob("*")) if p.is_file())
+    return _digest(folder, stamp)
+
+
+@lru_cache(maxsize=64)
+def _digest(folder: Path, stamp: tuple[tuple[str, int, int], ...]) -> str:
+    digest = hashlib.sha256()
+    for name, _, _ in stamp:
+        path = Path(name)
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
