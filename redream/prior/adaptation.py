@@ -1,0 +1,176 @@
+"""Lightweight adaptation of the 2D prior to the retrieved assets (ReDream, Sec. 4.4, Eq. 5).
+
+    min over omega, e_psi of  E_{n, psi, t, eps} || eps_{prior, omega}(x_t; [e_psi ; c^(n)], t) - eps ||^2
+
+omega is a LoRA in the UNet, e_psi the tokens of each view's prefix, c^(n) the asset's own caption, and x_t the noised
+render of asset n from psi. Where the prior predicts v, so does the loss. Some views are held out; training stops when
+they no longer improve, and the best state is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from redream.config import AdaptationConfig, CameraConfig
+from redream.images import composite, to_images
+from redream.prior.prompts import VIEW_NAMES, ViewPrefixes, camera_views
+from redream.prior.stable_diffusion import ADAPTER, StableDiffusionPrior, sample_images
+from redream.render.mesh import AssetViews
+
+ENCODE_BATCH = 8  # views per pass through the codec
+HELD_OUT_T = (0.1, 0.3, 0.5, 0.7, 0.9)  # shares of the timesteps at which each held-out view is looked at
+
+
+@dataclass(frozen=True)
+class AdaptStep:
+    """One step; `held_out_loss` is there when the held-out views were looked at, `is_best` when they improved."""
+
+    step: int
+    loss: float
+    held_out_loss: float | None
+    is_best: bool
+    is_last: bool
+
+
+@dataclass(frozen=True, eq=False)
+class _Example:
+    """The views as the prior sees them, with the caption and the view's name of each."""
+
+    x_0: Float[Tensor, "views channels h w"]
+    caption_index: list[int]
+    view: list[str]
+
+    def pick(self, indices: list[int]) -> _Example:
+        return _Example(
+            self.x_0[indices], [self.caption_index[i] for i in indices], [self.view[i] for i in indices]
+        )
+
+
+def adapt_prior(
+    prior: StableDiffusionPrior,
+    views: list[AssetViews],
+    captions: list[str],
+    config: AdaptationConfig,
+    camera_config: CameraConfig,
+    background_grey: tuple[float, float],
+    generator: torch.Generator,
+) -> Iterator[AdaptStep]:
+    """Add an adapter to `prior` and train it; when the generator is exhausted the prior holds the best one.
+
+    Raises:
+        FloatingPointError: the loss is not finite.
+    """
+    examples = _encode_views(prior, views, camera_config, background_grey, generator)
+    training, held_out = _split(examples, config.held_out_share, generator)
+    prior.prefixes = ViewPrefixes.of_words(prior.tokenizer, prior.text_encoder)
+    lora = prior.add_lora(ADAPTER, config.rank, seed=_draw_seed(generator))
+    trained = [*lora, prior.prefixes.embeds]
+    optimizer = torch.optim.AdamW([{"params": lora, "lr": config.lr_lora},
+                                   {"params": [prior.prefixes.embeds], "lr": config.lr_tokens, "weight_decay": 0.0}])
+    best_loss = _held_out_loss(prior, held_out, captions)
+    best = [parameter.detach().clone() for parameter in trained]
+    yield AdaptStep(0, best_loss, best_loss, is_best=True, is_last=False)
+    num_worse = 0
+    for step in range(1, config.num_steps + 1):
+        indices = torch.randint(len(training.view), (config.batch_size,), generator=generator).tolist()
+        loss = _denoising_loss(prior, training.pick(indices), captions, *_draw_noise(prior, training, indices, generator))
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"adaptation: the loss is {loss.item()} at step {step}")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        held_out_loss = None
+        if step % config.validate_every == 0 or step == config.num_steps:
+            held_out_loss = _held_out_loss(prior, held_out, captions)
+            num_worse = 0 if held_out_loss < best_loss else num_worse + 1
+        is_best = held_out_loss is not None and held_out_loss < best_loss
+        if is_best:
+            best_loss, best = held_out_loss, [parameter.detach().clone() for parameter in trained]
+        is_last = step == config.num_steps or num_worse >= config.patience
+        if is_last:
+            with torch.no_grad():
+                for parameter, value in zip(trained, best, strict=True):
+                    parameter.copy_(value)
+        yield AdaptStep(step, loss.item(), held_out_loss, is_best, is_last)
+        if is_last:
+            return
+
+
+def sample_views(
+    prior: StableDiffusionPrior, prompt: str, guidance_scale: float, config: AdaptationConfig, seed: int
+) -> Float[Tensor, "images 3 height width"]:
+    """Draw `num_samples_per_view` images of each of front, side and back, one row per view; one noise for all views."""
+    embeds, rows = prior.prompt_embeds(prompt), []
+    for view in VIEW_NAMES[:3]:
+        cond = embeds.cond([view] * config.num_samples_per_view)
+        generator = torch.Generator().manual_seed(seed)
+        rows.append(sample_images(prior, cond, embeds.uncond, guidance_scale, config.sample_steps, generator))
+    return torch.cat(rows)
+
+
+@torch.no_grad()
+def _encode_views(
+    prior: StableDiffusionPrior,
+    views: list[AssetViews],
+    camera_config: CameraConfig,
+    background_grey: tuple[float, float],
+    generator: torch.Generator,
+) -> _Example:
+    """Encode every view once, each before a grey of its own: encoding anew would cost more than the training."""
+    low, high = background_grey
+    x_0, caption_index, names = [], [], []
+    for index, asset_views in enumerate(views):
+        grey = low + (high - low) * torch.rand(len(asset_views.camera), 1, 1, 1, generator=generator)
+        images = to_images(composite(asset_views.rendering, grey)).to(prior.device)
+        x_0 += [prior.encode(batch).float() for batch in images.split(ENCODE_BATCH)]
+        caption_index += [index] * len(images)
+        names += camera_views(asset_views.camera, camera_config)
+    return _Example(torch.cat(x_0), caption_index, names)
+
+
+def _split(examples: _Example, held_out_share: float, generator: torch.Generator) -> tuple[_Example, _Example]:
+    order = torch.randperm(len(examples.view), generator=generator).tolist()
+    num_held_out = max(1, round(held_out_share * len(order)))
+    return examples.pick(order[num_held_out:]), examples.pick(order[:num_held_out])
+
+
+def _draw_noise(
+    prior: StableDiffusionPrior, examples: _Example, indices: list[int], generator: torch.Generator
+) -> tuple[Int[Tensor, " batch"], Tensor]:
+    t = torch.randint(len(prior.alphas_cumprod), (len(indices),), generator=generator)
+    eps = torch.randn(len(indices), *examples.x_0.shape[1:], generator=generator)
+    return t.to(prior.device), eps.to(prior.device)
+
+
+def _denoising_loss(
+    prior: StableDiffusionPrior, examples: _Example, captions: list[str], t: Int[Tensor, " batch"], eps: Tensor
+) -> Float[Tensor, ""]:
+    # A batch has few different prefixed captions: each is encoded once.
+    keys = list(zip(examples.caption_index, examples.view, strict=True))
+    distinct = list(dict.fromkeys(keys))
+    embeds = prior.embed([captions[index] for index, _ in distinct], [view for _, view in distinct])
+    cond = embeds[[distinct.index(key) for key in keys]]
+    target = prior.training_target(examples.x_0, t, eps)
+    return F.mse_loss(prior.predict_target(prior.add_noise(examples.x_0, t, eps), t, cond), target)
+
+
+@torch.no_grad()
+def _held_out_loss(prior: StableDiffusionPrior, held_out: _Example, captions: list[str]) -> float:
+    """Return the mean loss over fixed timesteps and noise, so that only the weights can change it."""
+    generator = torch.Generator().manual_seed(0)
+    losses = []
+    for share in HELD_OUT_T:
+        t = torch.full((len(held_out.view),), int(share * len(prior.alphas_cumprod)), device=prior.device)
+        eps = torch.randn(held_out.x_0.shape, generator=generator).to(prior.device)
+        losses.append(_denoising_loss(prior, held_out, captions, t, eps))
+    return float(torch.stack(losses).mean())
+
+
+def _draw_seed(generator: torch.Generator) -> int:
+    return int(torch.randint(2**31, (), generator=generator))

@@ -1,0 +1,99 @@
+"""View-dependent prompts: a view prefix before the caption, [e_psi ; c] of Eq. 5.
+
+Before adaptation a prefix is the words "front view of". Adaptation replaces those by learned tokens, which start at
+the embeddings of their words and are used, like any textual inversion, by writing their names into the prompt.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from redream.cameras import Camera, camera_angles, view_name
+from redream.config import CameraConfig
+
+VIEW_NAMES = ("front", "side", "back", "overhead")
+
+
+@dataclass(frozen=True, eq=False)
+class PromptEmbeds:
+    """One prompt's embeddings: with each view's prefix, without any, and the empty prompt's."""
+
+    by_view: Float[Tensor, "views length dim"]  # in the order of VIEW_NAMES
+    plain: Float[Tensor, "1 length dim"]
+    uncond: Float[Tensor, "1 length dim"]
+
+    def cond(self, view_names: list[str]) -> Float[Tensor, "batch length dim"]:
+        return self.by_view[[VIEW_NAMES.index(name) for name in view_names]]
+
+
+def prefix_words(view: str) -> str:
+    return f"{view} view of"
+
+
+def camera_views(camera: Camera, config: CameraConfig) -> list[str]:
+    """Name the view of every camera of a batch."""
+    azimuth, elevation, _ = camera_angles(camera)
+    return [view_name(a, e, config) for a, e in zip(azimuth.tolist(), elevation.tolist(), strict=True)]
+
+
+class ViewPrefixes(nn.Module):
+    """The learned prefixes: as many tokens for each view as its words have."""
+
+    def __init__(self, embeds: Float[Tensor, "views tokens dim"]) -> None:
+        super().__init__()
+        self.embeds = nn.Parameter(embeds)
+
+    @classmethod
+    def of_words(cls, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel) -> ViewPrefixes:
+        """Start at the embeddings of the words."""
+        ids = [_word_ids(tokenizer, prefix_words(view)) for view in VIEW_NAMES]
+        longest = max(map(len, ids))
+        # A shorter prefix is filled up at its end with its last word ("of"), which changes nothing of its meaning.
+        padded = torch.tensor([row + row[-1:] * (longest - len(row)) for row in ids])
+        words = text_encoder.get_input_embeddings().weight.detach()
+        return cls(words[padded.to(words.device)].clone())
+
+
+def embed_prompts(
+    tokenizer: CLIPTokenizer,
+    text_encoder: CLIPTextModel,
+    prompts: list[str],
+    view_names: list[str] | None = None,
+    prefixes: ViewPrefixes | None = None,
+) -> Float[Tensor, "batch length dim"]:
+    """Encode prompts, each behind its view's prefix where `view_names` are given; gradients reach `prefixes`."""
+    device = text_encoder.device
+    if view_names is None:
+        return text_encoder(_tokenize(tokenizer, prompts).to(device)).last_hidden_state
+    if prefixes is None:
+        worded = [f"{prefix_words(view)} {prompt}" for view, prompt in zip(view_names, prompts, strict=True)]
+        return text_encoder(_tokenize(tokenizer, worded).to(device)).last_hidden_state
+    learned = prefixes.embeds[[VIEW_NAMES.index(view) for view in view_names]]  # [B, tokens, dim]
+    num_tokens = learned.shape[1]
+    ids = _tokenize(tokenizer, prompts)
+    # Room behind the start token; what no longer fits is cut off, except the end token that may close the row.
+    ids = torch.cat([ids[:, :1], ids[:, :1].expand(-1, num_tokens), ids[:, 1 : -1 - num_tokens], ids[:, -1:]], dim=1)
+
+    def put_prefixes(_module: nn.Module, _arguments: tuple[Tensor], embeds: Tensor) -> Tensor:
+        return torch.cat([embeds[:, :1], learned.to(embeds.dtype), embeds[:, 1 + num_tokens :]], dim=1)
+
+    hook = text_encoder.get_input_embeddings().register_forward_hook(put_prefixes)
+    try:
+        return text_encoder(ids.to(device)).last_hidden_state
+    finally:
+        hook.remove()
+
+
+def _tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> Int[Tensor, "batch length"]:
+    return tokenizer(
+        prompts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+    ).input_ids
+
+
+def _word_ids(tokenizer: CLIPTokenizer, words: str) -> list[int]:
+    return tokenizer(words, add_special_tokens=False).input_ids
