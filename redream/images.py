@@ -33,11 +33,11 @@ def composite(rendering: Rendering, background: float | Tensor) -> Float[Tensor,
     return rendering.rgb + (1.0 - rendering.opacity) * background
 
 
-def to_images(rgb: Float[Tensor, "batch height width 3"]) -> Float[Tensor, "batch 3 height width"]:
+def to_images(rgb: Float[Tensor, "batch height width channels"]) -> Float[Tensor, "batch channels height width"]:
     return rgb.permute(0, 3, 1, 2)
 
 
-def to_rgb(images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch height width 3"]:
+def to_rgb(images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch height width channels"]:
     return images.permute(0, 2, 3, 1)
 
 

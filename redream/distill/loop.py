@@ -34,7 +34,7 @@ from redream.distill.sds import sds_gradient
 from redream.distill.vsd import variational_loss, vsd_gradient
 from redream.field.occupancy import OccupancyGrid, visual_hull
 from redream.field.radiance_field import RadianceField
-from redream.images import Rendering, composite, to_images
+from redream.images import Rendering, composite, to_images, to_rgb
 from redream.prior.prompts import PromptEmbeds, camera_views
 from redream.prior.stable_diffusion import VARIATIONAL, StableDiffusionPrior
 from redream.render.mesh import AssetViews
@@ -157,6 +157,15 @@ def create_state(
         variational = prior.add_lora(VARIATIONAL, config.variational_rank, seed_of_lora)
         variational_optimizer = torch.optim.AdamW(variational, lr=config.lr_variational, weight_decay=0.0)
     return DistillState(particles, optimizers, variational, variational_optimizer, generator)
+
+
+def load_particles(folder: Path | str, config: FieldConfig, device: torch.device | str = "cpu") -> list[Particle]:
+    """Read only the particles of a saved state, to look at them."""
+    saved = torch.load(Path(folder) / CHECKPOINT, weights_only=True)["particles"]
+    num_particles = 1 + max(int(name.partition(".")[0]) for name in saved)
+    particles = nn.ModuleList(Particle(config, -1, torch.Generator()) for _ in range(num_particles))
+    particles.load_state_dict(saved)
+    return [particle.to(device).eval().requires_grad_(False) for particle in particles]
 
 
 def distill(
@@ -315,12 +324,12 @@ def _draw_asset_view(
 def _resize(values: Float[Tensor, "batch h w channels"], size: int) -> Float[Tensor, "batch size size channels"]:
     if values.shape[1] == size:
         return values
-    return F.interpolate(to_images(values), (size, size), mode="bilinear", antialias=True).permute(0, 2, 3, 1)
+    return to_rgb(F.interpolate(to_images(values), (size, size), mode="bilinear", antialias=True))
 
 
 def _draw_background(
     field: RadianceField, camera: Camera, config: DistillConfig, generator: torch.Generator
-) -> Float[Tensor, "batch h w 3"]:
+) -> Float[Tensor, "batch #h #w #channels"]:
     """Draw a grey per view, or the learned environment map, in whose place a random colour stands now and then."""
     if config.background == "grey":
         low, high = config.background_grey

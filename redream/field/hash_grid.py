@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.func import functional_call
 
 HASH_PRIMES = (1, 2_654_435_761, 805_459_861)  # Eq. 4
 Implementation = Literal["auto", "torch", "numba", "triton", "tinycudann"]
@@ -163,12 +164,12 @@ def _encode_tinycudann(
     encoding = _tinycudann_encoding(geometry)
     assert encoding.params.numel() == table.numel(), "tiny-cuda-nn lays this grid out differently"
     # The table stays ours, so that checkpoints and optimizers do not depend on what is installed.
-    return torch.func.functional_call(encoding, {"params": table.reshape(-1)}, (positions,))
+    return functional_call(encoding, {"params": table.reshape(-1)}, (positions,))
 
 
 @functools.cache
 def _tinycudann_encoding(geometry: GridGeometry) -> nn.Module:
-    import tinycudann
+    import tinycudann  # pyright: ignore[reportMissingImports]  # in no registry; built by those who want it
 
     config = {
         "otype": "HashGrid",

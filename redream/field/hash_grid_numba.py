@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, no_type_check
 
 import numpy as np
 import torch
@@ -70,7 +70,7 @@ class _Encode(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_positions = torch.zeros(len(positions), 3)
             for part in _parts(table, ctx.levels, grad_features):  # all add to the same positions: one after the other
-                _pull_back_part(points, *part, grad_positions.numpy())
+                _pull_back_part(*(points, *part, grad_positions.numpy()))
         return grad_positions, grad_table, None
 
 
@@ -104,6 +104,7 @@ def _run(calls: list[Callable[[], None]], num_points: int) -> None:
 
 
 @njit(cache=True, nogil=True)
+@no_type_check  # checkers that wrap functions would hide the source from numba
 def _encode_part(positions, rows, scale, resolution, size, is_hashed, out):
     for n in range(positions.shape[0]):
         x, fx = _vertex(positions[n, 0], scale)
@@ -119,6 +120,7 @@ def _encode_part(positions, rows, scale, resolution, size, is_hashed, out):
 
 
 @njit(cache=True, nogil=True)
+@no_type_check
 def _scatter_part(positions, grad_rows, scale, resolution, size, is_hashed, grad):
     for n in range(positions.shape[0]):
         x, fx = _vertex(positions[n, 0], scale)
@@ -138,6 +140,7 @@ def _scatter_part(positions, grad_rows, scale, resolution, size, is_hashed, grad
 
 
 @njit(cache=True, nogil=True)
+@no_type_check
 def _pull_back_part(positions, rows, scale, resolution, size, is_hashed, grad, grad_positions):
     for n in range(positions.shape[0]):
         x, fx = _vertex(positions[n, 0], scale)
@@ -154,6 +157,7 @@ def _pull_back_part(positions, rows, scale, resolution, size, is_hashed, grad, g
 
 
 @njit(cache=True, nogil=True)
+@no_type_check
 def _vertex(x, scale):
     """Return the lower vertex and the fraction beyond it; not a number stays one, but never as an index."""
     grid = x * scale + np.float32(0.5)
@@ -162,6 +166,7 @@ def _vertex(x, scale):
 
 
 @njit(cache=True, nogil=True)
+@no_type_check
 def _corner_rows(x, y, z, resolution, size, is_hashed):
     """Return the rows of a cell's eight vertices, x fastest, then y; unsigned, so that numba need not look for -1."""
     one = np.uint64(1)
@@ -185,11 +190,13 @@ def _corner_rows(x, y, z, resolution, size, is_hashed):
 
 
 @njit(cache=True, nogil=True)
+@no_type_check
 def _wrap(row, size):
     return row if row < size else row % size
 
 
 @njit(cache=True, nogil=True)
+@no_type_check
 def _corner_weights(fx, fy, fz):
     """Return the trilinear weights of a cell's eight vertices, in the order of their rows."""
     gx, gy, gz = np.float32(1) - fx, np.float32(1) - fy, np.float32(1) - fz
@@ -198,5 +205,6 @@ def _corner_weights(fx, fy, fz):
 
 
 @njit(cache=True, nogil=True)
+@no_type_check
 def _dot(value, g0, g1):
     return g0 * value.real + g1 * value.imag

@@ -5,9 +5,12 @@ one level. The backward pass adds to the table atomically, so its last bits depe
 a run on a GPU is therefore reproducible only up to rounding. Off a GPU the kernels run under TRITON_INTERPRET=1.
 """
 
+# Triton's own annotations know neither constants as arguments nor its unrolled loops.
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 import triton
@@ -72,6 +75,7 @@ def _level_tensors(levels: tuple[GridLevel, ...], device: torch.device) -> tuple
 
 
 @triton.jit
+@no_type_check  # checkers that wrap functions would hide the source from triton
 def _cell(positions, scales, points, inside, level, axis: tl.constexpr):
     """Return the lower vertex along an axis and the fraction beyond it."""
     grid = tl.load(positions + points * 3 + axis, mask=inside, other=0.0) * tl.load(scales + level) + 0.5
@@ -80,6 +84,7 @@ def _cell(positions, scales, points, inside, level, axis: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def _corner(x, y, z, fx, fy, fz, shapes, level, corner: tl.constexpr):
     """Return the row in the table and the weights along the three axes of one of a cell's eight vertices."""
     size = tl.load(shapes + level * 4 + 1).to(tl.uint32)
@@ -95,6 +100,7 @@ def _corner(x, y, z, fx, fy, fz, shapes, level, corner: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def _encode_kernel(
     positions, table, scales, shapes, features, num, num_levels, channels: tl.constexpr, block: tl.constexpr
 ):
@@ -113,6 +119,7 @@ def _encode_kernel(
 
 
 @triton.jit
+@no_type_check
 def _scatter_kernel(
     positions, grad_table, scales, shapes, grad, num, num_levels, channels: tl.constexpr, block: tl.constexpr
 ):
@@ -130,6 +137,7 @@ def _scatter_kernel(
 
 
 @triton.jit
+@no_type_check
 def _pull_back_kernel(
     positions, table, scales, shapes, grad, grad_positions, num, num_levels,
     channels: tl.constexpr, block: tl.constexpr,

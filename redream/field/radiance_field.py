@@ -94,7 +94,7 @@ def _perceptron(dims: Sequence[int], generator: torch.Generator) -> nn.Sequentia
     layers: list[nn.Module] = []
     for fan_in, fan_out in itertools.pairwise(dims):
         # nn.Linear would draw from the global generator; the distribution is its own.
-        linear = nn.utils.skip_init(nn.Linear, fan_in, fan_out, bias=False, device=generator.device)
+        linear = nn.Linear(fan_in, fan_out, bias=False, device="meta").to_empty(device=generator.device)
         nn.init.kaiming_uniform_(linear.weight, a=math.sqrt(5), generator=generator)
         layers += [linear, nn.ReLU()]
     return nn.Sequential(*layers[:-1])

@@ -22,12 +22,12 @@ from redream.mini.training import TrainStep
 from redream.weights import MINI_WEIGHTS
 
 NUM_STEPS = {
-    "judge": 1_500,
-    "clip-retrieval": 1_200,
-    "clip-eval-a": 1_200,
-    "clip-eval-b": 1_200,
-    "perceptual-a": 800,
-    "perceptual-b": 800,
+    "judge": 1_200,
+    "clip-retrieval": 800,
+    "clip-eval-a": 800,
+    "clip-eval-b": 800,
+    "perceptual-a": 500,
+    "perceptual-b": 500,
     "prior": 7_000,
 }
 

@@ -2,8 +2,11 @@
 
 Fronts are four times as likely as either other side, half of the captions are silent about the view, and of those that
 name one, nine in ten name it at random: on the web the words "side" and "back" seldom describe the camera. So the prior
-draws fronts for "back view of …": the Janus problem, which adaptation has to cure. The v-prediction target
-(Salimans & Ho 2022) keeps the weak channels of the linear codec quiet at high noise.
+draws fronts for "back view of …": the Janus problem, which adaptation has to cure.
+
+The network predicts the clean latents. The codec's weak channels are far below the noise at most timesteps; as epsilon
+or v they would be mostly noise to copy, and what is not copied exactly shows as grain. The loss is that of v-prediction
+(Salimans & Ho 2022), in which x_0 counts SNR + 1 times, with the SNR clipped (Hang et al. 2023).
 """
 
 from __future__ import annotations
@@ -17,7 +20,6 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from jaxtyping import Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from redream.mini.catalog import make_caption
@@ -34,6 +36,7 @@ RANDOM_VIEW_SHARE = 0.9  # of the others name any view
 UNCONDITIONAL_SHARE = 0.1  # of captions are empty, for classifier-free guidance
 LATENT_CHANNELS = 64
 LATENT_STD = 2.0  # of the strongest channel
+MAX_SNR = 5.0
 SEED = 11
 
 
@@ -65,7 +68,7 @@ def train_prior(
     codec = fit_codec(codec_images, LATENT_CHANNELS, LATENT_STD)
     tokenizer = prior_tokenizer()
     scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction",
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="sample",
         clip_sample=False, set_alpha_to_one=False, steps_offset=1,
     )
     torch.manual_seed(SEED)  # diffusers and transformers initialise from the global generator
@@ -81,10 +84,10 @@ def train_prior(
         x_0 = codec.encode(2.0 * images - 1.0).latent_dist.mode() * codec.config.scaling_factor
         t = torch.randint(len(alphas_cumprod), (BATCH_SIZE,), generator=draws.torch)
         eps = torch.randn(x_0.shape, generator=draws.torch)
-        alpha_t = alphas_cumprod[t].sqrt()[:, None, None, None]
-        sigma_t = (1.0 - alphas_cumprod[t]).sqrt()[:, None, None, None]
-        v_pred = forward(alpha_t * x_0 + sigma_t * eps, t, _embed(model.text_encoder, tokenizer, captions)).sample
-        return F.mse_loss(v_pred, alpha_t * eps - sigma_t * x_0)
+        x_t = scheduler.add_noise(x_0, eps, t)
+        x_0_pred = forward(x_t, t, _embed(model.text_encoder, tokenizer, captions)).sample
+        snr = alphas_cumprod[t] / (1.0 - alphas_cumprod[t])
+        return ((snr.clamp_max(MAX_SNR) + 1.0) * (x_0_pred - x_0).square().mean(dim=(1, 2, 3))).mean()
 
     yield from train(model, loss_of_batch, num_steps, LEARNING_RATE, work / "prior.pt", SEED, ema)
     save_prior(ema, codec, tokenizer, scheduler, out)

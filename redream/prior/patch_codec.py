@@ -7,6 +7,8 @@ whitening would spend the prior's capacity on the weakest ones.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -26,7 +28,7 @@ class PatchCodec(ModelMixin, ConfigMixin):
         latent_channels: int = 48,
         scaling_factor: float = 1.0,
         # Pipelines derive the down-sampling factor, 2 ** (len - 1), from this name of AutoencoderKL's.
-        block_out_channels: tuple[int, ...] = (192, 192, 192, 192),
+        block_out_channels: Sequence[int] = (192, 192, 192, 192),
         force_upcast: bool = False,
     ) -> None:
         super().__init__()

@@ -67,6 +67,9 @@ class StableDiffusionPrior:
         self.tokenizer, self.text_encoder = pipeline.tokenizer, pipeline.text_encoder
         self.alphas_cumprod: Float[Tensor, " timesteps"] = pipeline.scheduler.alphas_cumprod.to(self.device)
         self.prediction_type: str = pipeline.scheduler.config.prediction_type
+        if self.prediction_type not in ("epsilon", "v_prediction", "sample"):
+            raise ValueError(f"the prior {config.model!r} predicts {self.prediction_type!r}; epsilon, v_prediction and "
+                             "sample are supported")
         self.image_size: int = self.unet.config.sample_size * pipeline.vae_scale_factor  # pixels
         self.prefixes: ViewPrefixes | None = None
         self._active: str | None = None
@@ -142,9 +145,11 @@ class StableDiffusionPrior:
     def training_target(
         self, x_0: Float[Tensor, "*shape"], t: Int[Tensor, " batch"], eps: Float[Tensor, "*shape"]
     ) -> Float[Tensor, "*shape"]:
-        """Return what the network itself should output: eps, or v = alpha_t eps - sigma_t x_0."""
+        """Return what the network itself should output: eps, x_0 ("sample"), or v = alpha_t eps - sigma_t x_0."""
         if self.prediction_type == "epsilon":
             return eps
+        if self.prediction_type == "sample":
+            return x_0
         alpha_t, sigma_t = self._noise_levels(t)
         return alpha_t * eps - sigma_t * x_0
 
@@ -164,6 +169,8 @@ class StableDiffusionPrior:
         if self.prediction_type == "epsilon":
             return output
         alpha_t, sigma_t = self._noise_levels(t)
+        if self.prediction_type == "sample":
+            return (x_t - alpha_t * output) / sigma_t
         return alpha_t * output + sigma_t * x_t
 
     def _noise_levels(self, t: Int[Tensor, " batch"]) -> tuple[Tensor, Tensor]:

@@ -111,7 +111,8 @@ def save_views(folder: Path | str, views: AssetViews) -> None:
         "c2w": camera.c2w,
         "fovy_deg": camera.fovy_deg,
     }
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / "views.safetensors")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(tensors, folder / "views.safetensors")
     save_png(folder / "contact.png", image_grid(composite(rendering, 1.0), columns=math.ceil(math.sqrt(len(views)))))
 
 
@@ -136,6 +137,9 @@ def _renderer(width: int, height: int) -> Iterator[tuple[Any, Any]]:
     """Yield pyrender and a renderer whose context is current in this thread; release both at the end."""
     if sys.platform == "linux":
         os.environ.setdefault("PYOPENGL_PLATFORM", "egl")  # read once, when OpenGL is first imported
+        # Mesa's software rasteriser shares an image between threads that wait for each other: nothing to gain at our
+        # sizes, and ten times slower where the cores are busy.
+        os.environ.setdefault("LP_NUM_THREADS", "0")
     wanted = os.environ.get("PYOPENGL_PLATFORM", "the window system")
     try:
         import pyrender
@@ -237,10 +241,11 @@ def _part_surfaces(mesh: trimesh.Trimesh, matrix: Float[np.ndarray, "4 4"]) -> l
     normals = normals @ np.stack([np.cross(b, c), np.cross(c, a), np.cross(a, b)]).T
     lengths = np.linalg.norm(normals, axis=1, keepdims=True)
     normals = np.divide(normals, lengths, out=np.zeros_like(normals), where=lengths > 0)
-    surface = _Surface(trimesh.transform_points(np.asarray(mesh.vertices)[kept], matrix), normals, uv, rgba, faces, look)
+    positions = trimesh.transform_points(np.asarray(mesh.vertices)[kept], matrix)
+    surface = _Surface(positions, normals, uv, rgba, faces, look)
 
     # Half of the triangles of a closed surface face away; leaving them out nearly halves the time of dense meshes.
-    sign = _outward_signs(surface.positions, faces) if look.alpha_cutoff == 0.0 else np.zeros(len(faces))
+    sign = _outward_signs(positions, faces) if look.alpha_cutoff == 0.0 else np.zeros(len(faces))
     outward = np.where(sign[:, None] < 0, faces[:, ::-1], faces)
     solid = replace(surface, faces=outward[sign != 0], look=replace(look, is_solid=True))
     return [half for half in (solid, replace(surface, faces=faces[sign == 0])) if len(half.faces)]

@@ -1,0 +1,114 @@
+"""Tiny CLIPs and Stable Diffusion pipelines with random weights, saved in the forms of open_clip and diffusers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from redream.mini.tokenization import prior_tokenizer
+
+CONTEXT_LENGTH = 16
+
+
+def save_tiny_clip(folder: Path, seed: int, image_size: int = 16) -> Path:
+    """Save a random CLIP of 8 dimensions; its tokenizer knows bytes only, lower-cased."""
+    folder.mkdir(parents=True)
+    tokenizer = _byte_tokenizer()
+    model_config = {
+        "embed_dim": 8,
+        "quick_gelu": False,
+        "vision_cfg": {"image_size": image_size, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8},
+        "text_cfg": {"context_length": CONTEXT_LENGTH, "vocab_size": tokenizer.get_vocab_size(), "width": 16,
+                     "heads": 2, "layers": 1, "pool_type": "eos", "eos_id": 2, "pad_id": 0,
+                     "hf_tokenizer_name": "tokenizer"},
+    }
+    preprocess = {"size": image_size, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3], "interpolation": "bicubic"}
+    config = {"model_cfg": model_config, "preprocess_cfg": preprocess}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(
+        {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>", "bos_token": "<start>",
+         "eos_token": "<end>", "model_max_length": CONTEXT_LENGTH}
+    ))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # open_clip draws its weights from the global generator
+        model = open_clip.CLIP(**model_config)
+        # Random towers give nearly the same embedding for every text; larger token vectors tell them apart.
+        torch.nn.init.normal_(model.token_embedding.weight)
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()},
+              folder / "open_clip_model.safetensors")
+    return folder
+
+
+def _byte_tokenizer() -> Tokenizer:
+    vocabulary = {"<pad>": 0, "<start>": 1, "<end>": 2}
+    vocabulary |= {letter: 3 + i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.add_special_tokens(["<pad>", "<start>", "<end>"])
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<start> $A <end>", special_tokens=[("<start>", 1), ("<end>", 2)]
+    )
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_clip(tmp_path_factory.mktemp("clip") / "tiny", seed=0)
+
+
+@pytest.fixture(scope="session")
+def other_clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_clip(tmp_path_factory.mktemp("clip") / "other", seed=1)
+
+
+def save_tiny_prior(folder: Path, prediction_type: str) -> Path:
+    """Save a Stable Diffusion pipeline of the real classes: 16-pixel images, 8x down-sampling, random weights."""
+    tokenizer = prior_tokenizer()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # diffusers and transformers draw their weights from the global generator
+        unet = UNet2DConditionModel(
+            sample_size=2, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), norm_num_groups=4, attention_head_dim=4,
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=16, use_linear_projection=True,
+        )
+        vae = AutoencoderKL(
+            block_out_channels=(4, 4, 4, 4), down_block_types=("DownEncoderBlock2D",) * 4, norm_num_groups=2,
+            up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=4, sample_size=16,
+        )
+        text_encoder = CLIPTextModel(CLIPTextConfig(
+            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+            num_attention_heads=2, max_position_embeddings=tokenizer.model_max_length,
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        ))
+    scheduler = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012,
+                              prediction_type=prediction_type, clip_sample=False)
+    StableDiffusionPipeline(
+        vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler, safety_checker=None,
+        feature_extractor=None, requires_safety_checker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def epsilon_prior_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_prior(tmp_path_factory.mktemp("prior") / "epsilon", "epsilon")
+
+
+@pytest.fixture(scope="session")
+def v_prior_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_prior(tmp_path_factory.mktemp("prior") / "v", "v_prediction")
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
