@@ -39,8 +39,20 @@ def main() -> None:
     rows = []
     for prompt in prompts():
         for method in METHODS:
-            command = [sys.executable, "-m", "flows.cli", "generate", prompt, "--preset", "mini", "--method", method,
-                       "--out", str(arguments.runs), "--json"]
+            command = [
+                sys.executable,
+                "-m",
+                "flows.cli",
+                "generate",
+                prompt,
+                "--preset",
+                "mini",
+                "--method",
+                method,
+                "--out",
+                str(arguments.runs),
+                "--json",
+            ]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             figures: dict[str, Any] = json.loads(done.stdout)["metrics"]
             rows.append({"prompt": prompt, "method": method, **figures})

@@ -40,15 +40,17 @@ def measure(
         images = to_images(composite(render_mesh(scene, cameras), BACKGROUND))
         orientation = find_front(images, asset.caption, clip, config)
         true = truth[asset.asset_id]
-        rows.append({
-            "asset_id": asset.asset_id,
-            "caption": asset.caption,
-            "category": true["category"],
-            "has_front": true["has_front"],
-            "has_clear_front": orientation.has_clear_front,
-            "margin": orientation.margin,
-            "error_deg": angle_between(orientation.azimuth_deg, true["yaw_deg"]),
-        })
+        rows.append(
+            {
+                "asset_id": asset.asset_id,
+                "caption": asset.caption,
+                "category": true["category"],
+                "has_front": true["has_front"],
+                "has_clear_front": orientation.has_clear_front,
+                "margin": orientation.margin,
+                "error_deg": angle_between(orientation.azimuth_deg, true["yaw_deg"]),
+            }
+        )
         if (i + 1) % 64 == 0 or i + 1 == len(assets):
             print(f"oriented {i + 1} of {len(assets)} assets", flush=True)
     return {"clip_model": clip.identity, "min_margin": config.min_margin, **summarize(rows), "assets": rows}

@@ -111,12 +111,14 @@ def view_accuracy(model: str, judge: PerceptualNet, config: RunConfig) -> list[d
             before = judged_views(prior, judge, prompt, config.distill.guidance_scale)
             views, captions = retrieved_views(index, clip, prompt, config)
             generator = torch.Generator().manual_seed(0)
-            steps = adapt_prior(prior, views, captions, config.adaptation, config.camera,
-                                config.distill.background_grey, generator)
+            steps = adapt_prior(
+                prior, views, captions, config.adaptation, config.camera, config.distill.background_grey, generator
+            )
             num_steps = max(step.step for step in steps)
             after = judged_views(prior, judge, prompt, config.distill.guidance_scale)
-            rows.append({"prompt": prompt, "neighbours": captions, "num_steps": num_steps, "before": before,
-                         "after": after})
+            rows.append(
+                {"prompt": prompt, "neighbours": captions, "num_steps": num_steps, "before": before, "after": after}
+            )
             print(json.dumps(rows[-1]), flush=True)
     return rows
 

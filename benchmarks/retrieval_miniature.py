@@ -41,15 +41,17 @@ def measure(index: AssetIndex, truth: dict[str, dict[str, Any]], config: Retriev
         seconds.append(time.perf_counter() - start)
         found = [truth[neighbor.asset.asset_id] for neighbor in neighbors]
         wanted = (prompt["category"], prompt["color"])
-        rows.append({
-            **prompt,
-            "found": [f"{item['color']} {item['category']}" for item in found],
-            "has_category": any(item["category"] == prompt["category"] for item in found),
-            "is_first": found[0]["category"] == prompt["category"],
-            "in_catalog": wanted in pairs,
-            "has_pair": any((item["category"], item["color"]) == wanted for item in found),
-            "at_random": at_random(len(index.assets), per_category[prompt["category"]], top_k),
-        })
+        rows.append(
+            {
+                **prompt,
+                "found": [f"{item['color']} {item['category']}" for item in found],
+                "has_category": any(item["category"] == prompt["category"] for item in found),
+                "is_first": found[0]["category"] == prompt["category"],
+                "in_catalog": wanted in pairs,
+                "has_pair": any((item["category"], item["color"]) == wanted for item in found),
+                "at_random": at_random(len(index.assets), per_category[prompt["category"]], top_k),
+            }
+        )
     with_pair = [row["has_pair"] for row in rows if row["in_catalog"]]
     return {
         "num_prompts": len(rows),
@@ -92,11 +94,16 @@ def report(result: dict[str, Any]) -> str:
         f"  right category first         {result['category_first']:7.1%}",
     ]
     if result["pair_among_top_k_where_in_catalog"] is not None:
-        lines.append(f"  right colour too             {result['pair_among_top_k_where_in_catalog']:7.1%}   of the "
-                     f"{result['num_pairs_in_catalog']} prompts whose colour the catalog has")
+        lines.append(
+            f"  right colour too             {result['pair_among_top_k_where_in_catalog']:7.1%}   of the "
+            f"{result['num_pairs_in_catalog']} prompts whose colour the catalog has"
+        )
     lines.append(f"  median time of a search      {result['median_ms']:5.1f} ms")
-    lines += [f"  missed: {row['prompt']!r} -> {', '.join(row['found'])}" for row in result["prompts"]
-              if not row["has_category"]]
+    lines += [
+        f"  missed: {row['prompt']!r} -> {', '.join(row['found'])}"
+        for row in result["prompts"]
+        if not row["has_category"]
+    ]
     return "\n".join(lines)
 
 

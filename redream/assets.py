@@ -25,7 +25,7 @@ from urllib.parse import unquote
 import numpy as np
 import trimesh
 from jaxtyping import Float
-from trimesh.visual import TextureVisuals
+from trimesh.visual import ColorVisuals, TextureVisuals
 
 logger = logging.getLogger(__name__)
 
@@ -213,7 +213,7 @@ def _parse_json(path: Path, content: bytes) -> dict[str, Any]:
 
 
 def _load_gltf(path: Path, tree: dict[str, Any], binary: bytes | None, limits: MeshLimits) -> trimesh.Scene:
-    """Check the glTF JSON, then let trimesh read it through a resolver that serves only the file's folder."""
+    """Check the glTF JSON, amend it for trimesh, and load it through a resolver that serves only the file's folder."""
     unreadable = sorted(
         name
         for name in tree.get("extensionsRequired", [])
@@ -228,17 +228,27 @@ def _load_gltf(path: Path, tree: dict[str, Any], binary: bytes | None, limits: M
             resolver.check(uri)
     for accessor in tree.get("accessors", []):
         if not 0 < accessor["count"] <= 3 * limits.triangles:
-            raise AssetError(f"{path.name} declares an array of {accessor['count']} elements.")
+            raise AssetError(
+                f"{path.name} declares an array of {accessor['count']:,} elements; "
+                f"up to {limits.triangles:,} triangles are allowed."
+            )
 
     # trimesh gets the container as separate files, so that a GLB and a glTF take the same, checked path.
-    tree = {**tree}
     if tree.get("buffers") and "uri" not in tree["buffers"][0]:
         if binary is None:
             raise AssetError(f"{path.name} names a binary chunk and has none.")
         resolver.binary = binary
-        tree["buffers"] = [{**tree["buffers"][0], "uri": resolver.BINARY_NAME}, *tree["buffers"][1:]]
-    # Materials are named by their index, so that `_plain_scene` finds what trimesh drops about them.
-    tree["materials"] = [{**material, "name": str(i)} for i, material in enumerate(tree.get("materials", []))]
+        tree["buffers"][0]["uri"] = resolver.BINARY_NAME
+    # Materials are named by their index, so that `_settle_colors` finds what trimesh drops about them. Vertex colours
+    # get one where they have none: without it trimesh rounds them to linear bytes, which are coarse in the dark.
+    materials = tree.setdefault("materials", [])
+    for mesh in tree.get("meshes", []):
+        for primitive in mesh["primitives"]:
+            if "COLOR_0" in primitive["attributes"]:
+                primitive.setdefault("material", len(materials))
+    materials.append({"extras": {"is_plain": True}})
+    for index, material in enumerate(materials):
+        material["name"] = str(index)
     return trimesh.load_scene(io.BytesIO(json.dumps(tree).encode()), file_type="gltf", resolver=resolver)
 
 
@@ -354,20 +364,23 @@ def _check_textures(path: Path, mesh: trimesh.Trimesh, tree: dict[str, Any], lim
 def _settle_colors(mesh: trimesh.Trimesh, tree: dict[str, Any]) -> None:
     """Bring what trimesh leaves as the file has it to our conventions: sRGB vertex colours, transformed uv."""
     visual = mesh.visual
-    if isinstance(visual, TextureVisuals):
-        if (colors := visual.vertex_attributes.get("color")) is not None:
-            visual.vertex_attributes["color"] = _srgb_bytes(np.asarray(colors))
-        texture = _material_record(mesh, tree).get("pbrMetallicRoughness", {}).get("baseColorTexture", {})
-        transform = texture.get("extensions", {}).get("KHR_texture_transform")
-        if transform is not None and visual.uv is not None:
-            visual.uv = _transform_uv(np.asarray(visual.uv, dtype=np.float64), transform)
-    elif tree and visual.kind == "vertex":
-        visual.vertex_colors = _srgb_bytes(np.asarray(visual.vertex_colors))
+    if not tree or not isinstance(visual, TextureVisuals):
+        return
+    record = _material_record(mesh, tree)
+    if (colors := visual.vertex_attributes.get("color")) is not None:
+        visual.vertex_attributes["color"] = colors = _srgb_bytes(np.asarray(colors))
+        if record.get("extras") == {"is_plain": True}:
+            mesh.visual = ColorVisuals(mesh, vertex_colors=colors)
+            return
+    texture = record.get("pbrMetallicRoughness", {}).get("baseColorTexture", {})
+    transform = texture.get("extensions", {}).get("KHR_texture_transform")
+    if transform is not None and visual.uv is not None:
+        visual.uv = _transform_uv(np.asarray(visual.uv, dtype=np.float64), transform)
 
 
 def _material_record(mesh: trimesh.Trimesh, tree: dict[str, Any]) -> dict[str, Any]:
     material = getattr(mesh.visual, "material", None)
-    return tree["materials"][int(material.name)] if tree.get("materials") and material is not None else {}
+    return tree["materials"][int(material.name)] if tree and material is not None else {}
 
 
 def _srgb_bytes(colors: np.ndarray) -> np.ndarray:

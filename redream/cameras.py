@@ -83,9 +83,7 @@ def cameras_at(
 ) -> Camera:
     """Place cameras on spheres around the origin; `size` is the square image's side in pixels."""
     azimuth, elevation = torch.deg2rad(azimuth_deg), torch.deg2rad(elevation_deg)
-    toward = torch.stack(
-        [elevation.cos() * azimuth.cos(), elevation.cos() * azimuth.sin(), elevation.sin()], dim=-1
-    )
+    toward = torch.stack([elevation.cos() * azimuth.cos(), elevation.cos() * azimuth.sin(), elevation.sin()], dim=-1)
     return Camera(look_at(toward * camera_distance[:, None]), fovy_deg, size, size)
 
 

@@ -75,7 +75,7 @@ class CameraConfig:
             low, high = getattr(self, name)
             _require(low <= high, f"camera.{name}", (low, high), "an increasing pair")
         _require(self.camera_distance[0] > 0, "camera.camera_distance", self.camera_distance, "positive")
-        _require(0 < self.fovy_deg[0] and self.fovy_deg[1] < 180, "camera.fovy_deg", self.fovy_deg, "within (0, 180)")
+        _require(self.fovy_deg[0] > 0 and self.fovy_deg[1] < 180, "camera.fovy_deg", self.fovy_deg, "within (0, 180)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,8 +109,9 @@ class FieldConfig:
     def __post_init__(self) -> None:
         _require(1 <= self.num_levels <= 32, "field.num_levels", self.num_levels, "within [1, 32]")
         _require(8 <= self.log2_hashmap_size <= 24, "field.log2_hashmap_size", self.log2_hashmap_size, "in [8, 24]")
-        _require(self.features_per_level in (1, 2, 4, 8), "field.features_per_level", self.features_per_level,
-                 "1, 2, 4 or 8")
+        _require(
+            self.features_per_level in (1, 2, 4, 8), "field.features_per_level", self.features_per_level, "1, 2, 4 or 8"
+        )
         _require(self.per_level_scale >= 1, "field.per_level_scale", self.per_level_scale, ">= 1")
         _require(self.radius > 0, "field.radius", self.radius, "> 0")
         _require(self.num_samples_per_ray >= 2, "field.num_samples_per_ray", self.num_samples_per_ray, ">= 2")
@@ -192,11 +193,19 @@ class DistillConfig:
         _require(self.num_steps >= 1, "distill.num_steps", self.num_steps, ">= 1")
         _require(self.num_particles >= 1, "distill.num_particles", self.num_particles, ">= 1")
         _require(self.views_per_step >= 1, "distill.views_per_step", self.views_per_step, ">= 1")
-        _require(0 <= self.warm_up_steps <= self.num_steps, "distill.warm_up_steps", self.warm_up_steps,
-                 "within [0, num_steps]")
+        _require(
+            0 <= self.warm_up_steps <= self.num_steps,
+            "distill.warm_up_steps",
+            self.warm_up_steps,
+            "within [0, num_steps]",
+        )
         _require(0 <= self.min_t < self.max_t <= 1, "distill.min_t", self.min_t, "below max_t, both within [0, 1]")
-        _require(self.min_t < self.annealed_max_t <= 1, "distill.annealed_max_t", self.annealed_max_t,
-                 "above min_t and at most 1")
+        _require(
+            self.min_t < self.annealed_max_t <= 1,
+            "distill.annealed_max_t",
+            self.annealed_max_t,
+            "above min_t and at most 1",
+        )
         _require(self.delta_every >= 0, "distill.delta_every", self.delta_every, ">= 0")
 
 
@@ -238,8 +247,12 @@ class RunConfig:
     export: ExportConfig = setting(default_factory=ExportConfig)
 
     def __post_init__(self) -> None:
-        _require(self.retrieval.clip_model not in self.evaluation.clip_models, "evaluation.clip_models",
-                 self.evaluation.clip_models, "other models than retrieval.clip_model, which has seen the neighbours")
+        _require(
+            self.retrieval.clip_model not in self.evaluation.clip_models,
+            "evaluation.clip_models",
+            self.evaluation.clip_models,
+            "other models than retrieval.clip_model, which has seen the neighbours",
+        )
 
 
 def sd21() -> RunConfig:
@@ -253,17 +266,29 @@ def mini() -> RunConfig:
         retrieval=RetrievalConfig(clip_model="mini:clip-retrieval", num_recall=30, num_index_views=8),
         camera=CameraConfig(camera_distance=(1.4, 1.6), fovy_deg=(42.0, 48.0), elevation_deg=(0.0, 30.0)),
         render=RenderConfig(image_size=64),
-        field=FieldConfig(num_levels=8, log2_hashmap_size=16, per_level_scale=1.38, hidden_dim=32, radius=0.55,
-                          num_samples_per_ray=96),
+        field=FieldConfig(
+            num_levels=8, log2_hashmap_size=16, per_level_scale=1.38, hidden_dim=32, radius=0.55, num_samples_per_ray=96
+        ),
         prior=PriorConfig(model="mini:prior"),
         adaptation=AdaptationConfig(num_steps=300, batch_size=16, lr_lora=1e-3, lr_tokens=2e-3, validate_every=25),
         distill=DistillConfig(
-            num_steps=900, warm_up_steps=200, anneal_from_step=300, low_resolution=64, high_resolution=64,
-            high_resolution_from_step=300, lr_variational=1e-3, background="grey", background_grey=(0.7, 1.0),
+            num_steps=900,
+            warm_up_steps=200,
+            anneal_from_step=300,
+            low_resolution=64,
+            high_resolution=64,
+            high_resolution_from_step=300,
+            lr_variational=1e-3,
+            background="grey",
+            background_grey=(0.7, 1.0),
             lambda_opacity_entropy=Linear(start=0.0, end=100.0, begin_step=500, end_step=500),
         ),
-        evaluation=EvaluationConfig(fovy_deg=45.0, image_size=64, clip_models=("mini:clip-eval-a", "mini:clip-eval-b"),
-                                    lpips_backbones=("mini:perceptual-a", "mini:perceptual-b")),
+        evaluation=EvaluationConfig(
+            fovy_deg=45.0,
+            image_size=64,
+            clip_models=("mini:clip-eval-a", "mini:clip-eval-b"),
+            lpips_backbones=("mini:perceptual-a", "mini:perceptual-b"),
+        ),
         export=ExportConfig(mesh_resolution=96, turntable_size=192),
     )
 
@@ -277,12 +302,21 @@ def smoke() -> RunConfig:
         orientation=replace(base.orientation, num_poses=8),
         render=replace(base.render, num_views=10),
         field=replace(base.field, num_levels=4, log2_hashmap_size=12, num_samples_per_ray=24),
-        adaptation=replace(base.adaptation, num_steps=4, validate_every=2, batch_size=2, num_samples_per_view=1,
-                           sample_steps=2),
-        distill=replace(base.distill, num_steps=6, warm_up_steps=2, anneal_from_step=3, low_resolution=16,
-                        high_resolution=32, high_resolution_from_step=4, occupancy_every=2),
+        adaptation=replace(
+            base.adaptation, num_steps=4, validate_every=2, batch_size=2, num_samples_per_view=1, sample_steps=2
+        ),
+        distill=replace(
+            base.distill,
+            num_steps=6,
+            warm_up_steps=2,
+            anneal_from_step=3,
+            low_resolution=16,
+            high_resolution=32,
+            high_resolution_from_step=4,
+            occupancy_every=2,
+        ),
         evaluation=replace(base.evaluation, num_views=6, image_size=32),
-        export=replace(base.export, mesh_resolution=24, turntable_size=64),
+        export=replace(base.export, mesh_resolution=24, density_threshold=2.0, turntable_size=64),
     )
 
 
@@ -299,8 +333,7 @@ def with_overrides(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig
         section, _, key = name.partition(".")
         settings = getattr(config, section, None) if section in {f.name for f in fields(config)} else None
         if settings is None or key not in {f.name for f in fields(settings)}:
-            raise ValueError(f"unknown setting {name!r}; settings are named section.field, such as "
-                             f"{_closest(name)!r}")
+            raise ValueError(f"unknown setting {name!r}; settings are named section.field, such as {_closest(name)!r}")
         expected = typing.get_type_hints(type(settings))[key]
         config = replace(config, **{section: replace(settings, **{key: _checked(name, value, expected)})})
     return config

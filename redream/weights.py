@@ -24,8 +24,10 @@ def weights_path(model_id: str) -> str:
     folder = MINI_WEIGHTS / model_id.removeprefix("mini:")
     if not folder.is_dir():
         known = ", ".join(sorted(p.name for p in MINI_WEIGHTS.glob("*") if p.is_dir()))
-        raise ValueError(f"no miniature weights named {model_id!r}; there are: {known or 'none'} (remake them with "
-                         "`python -m redream.mini.train`)")
+        raise ValueError(
+            f"no miniature weights named {model_id!r}; there are: {known or 'none'} (remake them with "
+            "`python -m redream.mini.train`)"
+        )
     return str(folder)
 
 

@@ -2,8 +2,8 @@
 
     v~_2d(theta) = v_2d(theta) - v_2d(theta_ret),    the same camera, timestep and noise in both
 
-The prior's velocity at the retrieved asset, which needs no improvement, is the prior's bias at that view; taking it away
-keeps a particle from drifting off the asset wherever the prior alone pulls it. It acts on latent gradients.
+The prior's velocity at the retrieved asset, which needs no improvement, is the prior's bias at that view; taking it
+away keeps a particle from drifting off the asset wherever the prior alone pulls it. It acts on latent gradients.
 """
 
 from __future__ import annotations

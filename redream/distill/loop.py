@@ -72,7 +72,11 @@ class Particle(nn.Module):
     def render(self, camera: Camera, config: FieldConfig, generator: torch.Generator | None = None) -> Rendering:
         """Render the field; a generator jitters the samples along the rays, as training wants."""
         return render_camera(
-            self.field.density_and_color, camera, config.radius, config.num_samples_per_ray, self.occupancy.occupied,
+            self.field.density_and_color,
+            camera,
+            config.radius,
+            config.num_samples_per_ray,
+            self.occupancy.occupied,
             generator,
         )
 
@@ -81,7 +85,7 @@ class Particle(nn.Module):
 class DistillState:
     """All that a step reads and writes: particles, the variational LoRA, optimisers, the generator, the step count."""
 
-    particles: nn.ModuleList
+    particles: list[Particle]
     optimizers: list[torch.optim.Optimizer]
     variational: list[nn.Parameter]
     variational_optimizer: torch.optim.Optimizer | None
@@ -96,7 +100,7 @@ class DistillState:
         torch.save(
             {
                 "step": self.step,
-                "particles": self.particles.state_dict(),
+                "particles": [particle.state_dict() for particle in self.particles],
                 "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
                 "variational": [parameter.detach() for parameter in self.variational],
                 "variational_optimizer": self.variational_optimizer and self.variational_optimizer.state_dict(),
@@ -111,7 +115,8 @@ class DistillState:
     def load(self, folder: Path | str) -> None:
         """Continue from a checkpoint of the same settings."""
         saved = torch.load(Path(folder) / CHECKPOINT, weights_only=True)
-        self.particles.load_state_dict(saved["particles"])
+        for particle, state in zip(self.particles, saved["particles"], strict=True):
+            particle.load_state_dict(state)
         for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
         with torch.no_grad():
@@ -138,18 +143,15 @@ def create_state(
     generator = torch.Generator().manual_seed(seed)
     # Sampling without replacement while there are assets left, so that few particles differ as much as they can.
     order = [i for _ in range(config.num_particles) for i in torch.randperm(len(assets), generator=generator).tolist()]
-    particles = nn.ModuleList(
-        Particle(field_config, order[i] if assets else -1, generator) for i in range(config.num_particles)
-    ).to(prior.device)
-    if config.use_initialisation:
-        for particle in particles:
-            if particle.asset_index >= 0:
-                views = assets[int(particle.asset_index)]
-                hull = visual_hull(
-                    views.rendering.opacity, views.camera, field_config.radius, field_config.occupancy_resolution
-                )
-                particle.occupancy = OccupancyGrid(field_config.radius, field_config.occupancy_resolution, hull)
-                particle.occupancy.to(prior.device)
+    particles = []
+    for number in range(config.num_particles):
+        asset_index = order[number] if assets else -1
+        particle = Particle(field_config, asset_index, generator)
+        if assets and config.use_initialisation:
+            silhouettes, camera = assets[asset_index].rendering.opacity, assets[asset_index].camera
+            hull = visual_hull(silhouettes, camera, field_config.radius, field_config.occupancy_resolution)
+            particle.occupancy = OccupancyGrid(field_config.radius, field_config.occupancy_resolution, hull)
+        particles.append(particle.to(prior.device))
     optimizers = [_field_optimizer(particle.field, config) for particle in particles]
     variational, variational_optimizer = [], None
     if config.method != "sds":
@@ -162,10 +164,12 @@ def create_state(
 def load_particles(folder: Path | str, config: FieldConfig, device: torch.device | str = "cpu") -> list[Particle]:
     """Read only the particles of a saved state, to look at them."""
     saved = torch.load(Path(folder) / CHECKPOINT, weights_only=True)["particles"]
-    num_particles = 1 + max(int(name.partition(".")[0]) for name in saved)
-    particles = nn.ModuleList(Particle(config, -1, torch.Generator()) for _ in range(num_particles))
-    particles.load_state_dict(saved)
-    return [particle.to(device).eval().requires_grad_(False) for particle in particles]
+    particles = []
+    for state in saved:
+        particle = Particle(config, -1, torch.Generator())
+        particle.load_state_dict(state)
+        particles.append(particle.to(device).eval().requires_grad_(False))
+    return particles
 
 
 def distill(
@@ -184,7 +188,6 @@ def distill(
         NonFiniteLoss: with the step and the timesteps.
     """
     embeds = prior.prompt_embeds(prompt)
-    state.particles.to(prior.device)
     while state.step < until_step:
         yield _step(state, prior, embeds, assets, config, field_config, camera_config)
 
@@ -219,8 +222,16 @@ def _step(
     x_0 = prior.encode(to_images(composite(rendering, background)))
     t = sample_timesteps(config, step, len(prior.alphas_cumprod), len(x_0), generator).to(prior.device)
     eps = torch.randn(x_0.shape, generator=generator).to(prior.device)
-    gradient_of = partial(_latent_gradient, prior=prior, embeds=embeds, camera=camera, t=t, eps=eps, config=config,
-                          views=camera_views(camera, camera_config))
+    gradient_of = partial(
+        _latent_gradient,
+        prior=prior,
+        embeds=embeds,
+        camera=camera,
+        t=t,
+        eps=eps,
+        config=config,
+        views=camera_views(camera, camera_config),
+    )
     gradient = gradient_of(x_0)
     asset_x_0 = None
     if asset is not None:
@@ -238,9 +249,7 @@ def _step(
         losses["opacity_entropy"] = entropy_weight * opacity_entropy(rendering.opacity)
     if is_warm_up:
         assert asset is not None
-        losses["asset"] = asset_energy(
-            rendering, asset, background, config.lambda_ret_rgb, config.lambda_ret_opacity
-        )
+        losses["asset"] = asset_energy(rendering, asset, background, config.lambda_ret_rgb, config.lambda_ret_opacity)
     _check_finite(losses, step, t)
     optimizer.zero_grad(set_to_none=True)
     torch.stack(list(losses.values())).sum().backward()
@@ -250,7 +259,9 @@ def _step(
     optimizer.step()
 
     if config.method != "sds":
-        shown = x_0 if not (is_warm_up and config.variational_sees_assets) else torch.cat([x_0, asset_x_0])
+        shown = x_0
+        if is_warm_up and config.variational_sees_assets and asset_x_0 is not None:
+            shown = torch.cat([x_0, asset_x_0])
         losses["variational"] = _train_variational(state, prior, embeds, shown, camera, config)
         _check_finite(losses, step, t)
     if (step + 1) % config.occupancy_every == 0 and not is_warm_up:
@@ -298,8 +309,10 @@ def _train_variational(
     t = torch.randint(len(prior.alphas_cumprod), (len(x_0),), generator=generator).to(prior.device)
     eps = torch.randn(x_0.shape, generator=generator).to(prior.device)
     is_dropped = bool(torch.rand((), generator=generator) < config.camera_dropout)
-    seen = None if is_dropped else Camera(
-        camera.c2w.repeat(repeats, 1, 1), camera.fovy_deg.repeat(repeats), camera.height, camera.width
+    seen = (
+        None
+        if is_dropped
+        else Camera(camera.c2w.repeat(repeats, 1, 1), camera.fovy_deg.repeat(repeats), camera.height, camera.width)
     )
     cond = embeds.plain.expand(len(x_0), -1, -1)
     x_t = prior.add_noise(x_0.detach(), t, eps)

@@ -1,4 +1,4 @@
-"""Which timesteps score distillation looks at, and how much each counts (DreamFusion, Sec. 3; ProlificDreamer, Sec. 3.3)."""
+"""Which timesteps score distillation looks at, and how much each counts (DreamFusion, Sec. 3)."""
 
 from __future__ import annotations
 

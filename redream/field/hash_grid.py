@@ -162,7 +162,7 @@ def _encode_tinycudann(
     positions: Float[Tensor, "num 3"], table: Float[Tensor, "entries channels"], geometry: GridGeometry
 ) -> Float[Tensor, "num features"]:
     encoding = _tinycudann_encoding(geometry)
-    assert encoding.params.numel() == table.numel(), "tiny-cuda-nn lays this grid out differently"
+    assert sum(own.numel() for own in encoding.parameters()) == table.numel(), "tiny-cuda-nn has another layout"
     # The table stays ours, so that checkpoints and optimizers do not depend on what is installed.
     return functional_call(encoding, {"params": table.reshape(-1)}, (positions,))
 

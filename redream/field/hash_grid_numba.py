@@ -6,12 +6,13 @@ different threads without atomics, and every bit of values and gradients is the 
 are Python's: the kernels release the interpreter lock, while numba's own thread pool must not be entered from two
 Python threads at once, as warm-up and adaptation would.
 
-Numba keeps compiled kernels in `__pycache__`, or in its user-wide cache where the installation is read-only; where
-neither can be written, set NUMBA_CACHE_DIR.
+Numba keeps compiled kernels in `__pycache__`, in its user-wide cache where the installation is read-only, or in
+NUMBA_CACHE_DIR; where none can be written, each process compiles them anew.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -29,6 +30,8 @@ from redream.field.hash_grid import HASH_PRIMES, GridLevel
 
 MIN_POINTS_PER_THREAD = 4096  # below, starting a thread costs more than it saves
 PRIME_Y, PRIME_Z = np.uint64(HASH_PRIMES[1]), np.uint64(HASH_PRIMES[2])
+
+logger = logging.getLogger(__name__)
 
 
 def encode_numba(
@@ -69,8 +72,9 @@ class _Encode(torch.autograd.Function):
             _run([partial(_scatter_part, points, *part) for part in parts], len(positions))
         if ctx.needs_input_grad[0]:
             grad_positions = torch.zeros(len(positions), 3)
-            for part in _parts(table, ctx.levels, grad_features):  # all add to the same positions: one after the other
-                _pull_back_part(*(points, *part, grad_positions.numpy()))
+            out, parts = grad_positions.numpy(), _parts(table, ctx.levels, grad_features)
+            for pull_back in [partial(_pull_back_part, points, *part, out) for part in parts]:
+                pull_back()  # one after the other, for they all add to the same positions
         return grad_positions, grad_table, None
 
 
@@ -103,7 +107,7 @@ def _run(calls: list[Callable[[], None]], num_points: int) -> None:
             future.result()
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 @no_type_check  # checkers that wrap functions would hide the source from numba
 def _encode_part(positions, rows, scale, resolution, size, is_hashed, out):
     for n in range(positions.shape[0]):
@@ -119,7 +123,7 @@ def _encode_part(positions, rows, scale, resolution, size, is_hashed, out):
         out[1, n] = near + ((w4 * v4.imag + w5 * v5.imag) + (w6 * v6.imag + w7 * v7.imag))
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 @no_type_check
 def _scatter_part(positions, grad_rows, scale, resolution, size, is_hashed, grad):
     for n in range(positions.shape[0]):
@@ -139,7 +143,7 @@ def _scatter_part(positions, grad_rows, scale, resolution, size, is_hashed, grad
         grad_rows[r7] += complex(w7 * g0, w7 * g1)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 @no_type_check
 def _pull_back_part(positions, rows, scale, resolution, size, is_hashed, grad, grad_positions):
     for n in range(positions.shape[0]):
@@ -156,7 +160,7 @@ def _pull_back_part(positions, rows, scale, resolution, size, is_hashed, grad, g
         grad_positions[n, 2] += gy * (gx * (v4 - v0) + fx * (v5 - v1)) + fy * (gx * (v6 - v2) + fx * (v7 - v3))
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 @no_type_check
 def _vertex(x, scale):
     """Return the lower vertex and the fraction beyond it; not a number stays one, but never as an index."""
@@ -165,7 +169,7 @@ def _vertex(x, scale):
     return np.uint64(np.uint32(vertex)), grid - np.float32(vertex)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 @no_type_check
 def _corner_rows(x, y, z, resolution, size, is_hashed):
     """Return the rows of a cell's eight vertices, x fastest, then y; unsigned, so that numba need not look for -1."""
@@ -189,13 +193,13 @@ def _corner_rows(x, y, z, resolution, size, is_hashed):
     )  # fmt: skip
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 @no_type_check
 def _wrap(row, size):
     return row if row < size else row % size
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 @no_type_check
 def _corner_weights(fx, fy, fz):
     """Return the trilinear weights of a cell's eight vertices, in the order of their rows."""
@@ -204,7 +208,18 @@ def _corner_weights(fx, fy, fz):
     return gx * a, fx * a, gx * b, fx * b, gx * c, fx * c, gx * d, fx * d
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 @no_type_check
 def _dot(value, g0, g1):
     return g0 * value.real + g1 * value.imag
+
+
+def _keep_compiled(*kernels: Any) -> None:
+    try:
+        for kernel in kernels:
+            kernel.enable_caching()
+    except RuntimeError:  # of numba, which has no milder way to say so; what is computed stays the same
+        logger.info("compiling the hash grid anew: no folder to keep it in; set NUMBA_CACHE_DIR to one")
+
+
+_keep_compiled(_encode_part, _scatter_part, _pull_back_part)

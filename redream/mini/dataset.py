@@ -1,6 +1,6 @@
 """Captioned renders of the miniature's world, from which all its models are trained and judged.
 
-Every (category, colour) pair has `NUM_VARIANTS` meshes, among them those pairs that the catalog leaves out; each mesh is
+Every (category, colour) pair has `NUM_VARIANTS` meshes, also the pairs that the catalog leaves out; each mesh is
 rendered from `VIEWS_PER_MESH` cameras of the `mini` preset with its true front at +x. Images are kept as premultiplied
 RGBA bytes, so that a background can be drawn anew each time. The variants differ from the catalog's assets (another
 seed), and the last ones are held out: the judge's accuracy and every other quality figure are measured on those.

@@ -49,8 +49,13 @@ def save_clip_tokenizer(folder: Path) -> int:
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
         # Written by hand: the class name that transformers 5 writes does not load in 4.
-        "tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>", "bos_token": "<start>",
-        "eos_token": "<end>", "model_max_length": CONTEXT_LENGTH, "padding_side": "right", "truncation_side": "right",
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "pad_token": "<pad>",
+        "bos_token": "<start>",
+        "eos_token": "<end>",
+        "model_max_length": CONTEXT_LENGTH,
+        "padding_side": "right",
+        "truncation_side": "right",
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     return tokenizer.get_vocab_size()
@@ -73,5 +78,4 @@ def prior_tokenizer() -> CLIPTokenizer:
         vocab_file, merges_file = Path(scratch) / "vocab.json", Path(scratch) / "merges.txt"
         vocab_file.write_text(json.dumps({token: index for index, token in enumerate(tokens)}, ensure_ascii=False))
         merges_file.write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in merges) + "\n")
-        tokenizer = CLIPTokenizer.from_pretrained(scratch, model_max_length=CONTEXT_LENGTH)
-    return tokenizer
+        return CLIPTokenizer.from_pretrained(scratch, model_max_length=CONTEXT_LENGTH)

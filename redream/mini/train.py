@@ -22,18 +22,18 @@ from redream.mini.training import TrainStep
 from redream.weights import MINI_WEIGHTS
 
 NUM_STEPS = {
-    "judge": 1_200,
-    "clip-retrieval": 800,
-    "clip-eval-a": 800,
-    "clip-eval-b": 800,
-    "perceptual-a": 500,
-    "perceptual-b": 500,
-    "prior": 7_000,
+    "judge": 1_000,
+    "clip-retrieval": 1_000,
+    "clip-eval-a": 700,
+    "clip-eval-b": 700,
+    "perceptual-a": 250,
+    "perceptual-b": 250,
+    "prior": 4_100,
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m redream.mini.train", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m redream.mini.train", description=str(__doc__).partition("\n")[0])
     parser.add_argument("models", nargs="*", choices=[[], *NUM_STEPS], help="default: all")
     parser.add_argument("--work", type=Path, default=Path("mini-training"), help="renders and checkpoints")
     parser.add_argument("--out", type=Path, default=MINI_WEIGHTS, help="where the finished weights go")
@@ -62,8 +62,11 @@ def _report(name: str, steps: Iterator[TrainStep]) -> None:
     for step in steps:
         total, count = total + step.loss, count + 1
         if step.step % 50 == 0 or step.step == step.num_steps:
-            print(f"{name}: step {step.step} of {step.num_steps}, loss {total / count:.4f}, "
-                  f"{time.monotonic() - started:.0f} s, {step.seconds_left / 60:.1f} min left", flush=True)
+            print(
+                f"{name}: step {step.step} of {step.num_steps}, loss {total / count:.4f}, "
+                f"{time.monotonic() - started:.0f} s, {step.seconds_left / 60:.1f} min left",
+                flush=True,
+            )
             total, count = 0.0, 0
 
 

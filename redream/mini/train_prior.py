@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,10 +24,10 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from redream.mini.catalog import make_caption
-from redream.prior.patch_codec import fit_codec
 from redream.mini.dataset import CATEGORY_NAMES, COLOR_NAMES, VIEWS, Renders, draw_images
 from redream.mini.tokenization import CONTEXT_LENGTH, prior_tokenizer
 from redream.mini.training import Draws, TrainStep, train
+from redream.prior.patch_codec import PatchCodec, fit_codec
 
 BATCH_SIZE = 64
 LEARNING_RATE = 8e-4
@@ -47,16 +48,30 @@ class TextToLatents(nn.Module):
         super().__init__()
         self.text_encoder = CLIPTextModel(
             CLIPTextConfig(
-                vocab_size=vocab_size, hidden_size=96, intermediate_size=384, num_hidden_layers=3,
-                num_attention_heads=4, max_position_embeddings=CONTEXT_LENGTH, projection_dim=96,
-                bos_token_id=start_id, eos_token_id=end_id, pad_token_id=end_id,
+                vocab_size=vocab_size,
+                hidden_size=96,
+                intermediate_size=384,
+                num_hidden_layers=3,
+                num_attention_heads=4,
+                max_position_embeddings=CONTEXT_LENGTH,
+                projection_dim=96,
+                bos_token_id=start_id,
+                eos_token_id=end_id,
+                pad_token_id=end_id,
             )
         )
         self.unet = UNet2DConditionModel(
-            sample_size=8, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS, block_out_channels=(64, 128),
+            sample_size=8,
+            in_channels=LATENT_CHANNELS,
+            out_channels=LATENT_CHANNELS,
+            block_out_channels=(64, 128),
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), layers_per_block=1, attention_head_dim=(2, 4),
-            cross_attention_dim=96, norm_num_groups=16, use_linear_projection=True,
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            attention_head_dim=(2, 4),  # pyright: ignore[reportArgumentType]  # diffusers means one per level
+            cross_attention_dim=96,
+            norm_num_groups=16,
+            use_linear_projection=True,
         )
 
 
@@ -65,11 +80,16 @@ def train_prior(
 ) -> Iterator[TrainStep]:
     """Train for `num_steps` batches and write the pipeline's folder to `out` at the end."""
     codec_images = draw_images(renders, torch.arange(0, len(renders), 8), torch.Generator().manual_seed(SEED))
-    codec = fit_codec(codec_images, LATENT_CHANNELS, LATENT_STD)
-    tokenizer = prior_tokenizer()
-    scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="sample",
-        clip_sample=False, set_alpha_to_one=False, steps_offset=1,
+    codec: Any = fit_codec(codec_images, LATENT_CHANNELS, LATENT_STD)
+    tokenizer: Any = prior_tokenizer()
+    scheduler: Any = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="sample",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
     )
     torch.manual_seed(SEED)  # diffusers and transformers initialise from the global generator
     model = TextToLatents(len(tokenizer), tokenizer.eos_token_id, tokenizer.bos_token_id)
@@ -94,20 +114,19 @@ def train_prior(
 
 
 def save_prior(
-    networks: TextToLatents, codec: nn.Module, tokenizer: CLIPTokenizer, scheduler: DDIMScheduler, out: Path
+    networks: TextToLatents, codec: PatchCodec, tokenizer: CLIPTokenizer, scheduler: DDIMScheduler, out: Path
 ) -> None:
     """Write a diffusers pipeline folder, all weights as safetensors."""
+    networks_by_name = {"text_encoder": networks.text_encoder, "unet": networks.unet, "vae": codec}
+    parts: dict[str, Any] = {**networks_by_name, "tokenizer": tokenizer, "scheduler": scheduler}
     pipeline = StableDiffusionPipeline(
-        vae=codec, text_encoder=networks.text_encoder, tokenizer=tokenizer, unet=networks.unet, scheduler=scheduler,
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        **parts, **dict.fromkeys(("safety_checker", "feature_extractor")), requires_safety_checker=False
     )
     pipeline.save_pretrained(out, safe_serialization=True)
 
 
 def _embed(text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
-    tokens = tokenizer(
-        captions, padding="max_length", max_length=CONTEXT_LENGTH, truncation=True, return_tensors="pt"
-    )
+    tokens = tokenizer(captions, padding="max_length", max_length=CONTEXT_LENGTH, truncation=True, return_tensors="pt")
     return text_encoder(tokens.input_ids).last_hidden_state
 
 

@@ -1,6 +1,6 @@
 """One resumable training loop for all of the miniature's models.
 
-Everything random in a step derives from (seed, step), so a checkpoint is weights, optimiser and step count, and a killed
+Everything random in a step derives from (seed, step), so a checkpoint is weights, optimiser and step count; a killed
 training continues as if nothing had happened. The learning rate warms up, rests, and falls to zero over the last fifth.
 """
 
@@ -51,7 +51,7 @@ def train(
     Args:
         ema: a copy of `model` that is kept as the moving average of its weights.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     first = _resume(checkpoint, model, optimizer, ema)
     started = saved = time.monotonic()
     for step in range(first, num_steps):

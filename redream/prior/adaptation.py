@@ -47,9 +47,7 @@ class _Example:
     view: list[str]
 
     def pick(self, indices: list[int]) -> _Example:
-        return _Example(
-            self.x_0[indices], [self.caption_index[i] for i in indices], [self.view[i] for i in indices]
-        )
+        return _Example(self.x_0[indices], [self.caption_index[i] for i in indices], [self.view[i] for i in indices])
 
 
 def adapt_prior(
@@ -71,27 +69,32 @@ def adapt_prior(
     prior.prefixes = ViewPrefixes.of_words(prior.tokenizer, prior.text_encoder)
     lora = prior.add_lora(ADAPTER, config.rank, seed=_draw_seed(generator))
     trained = [*lora, prior.prefixes.embeds]
-    optimizer = torch.optim.AdamW([{"params": lora, "lr": config.lr_lora},
-                                   {"params": [prior.prefixes.embeds], "lr": config.lr_tokens, "weight_decay": 0.0}])
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": lora, "lr": config.lr_lora},
+            {"params": [prior.prefixes.embeds], "lr": config.lr_tokens, "weight_decay": 0.0},
+        ]
+    )
     best_loss = _held_out_loss(prior, held_out, captions)
     best = [parameter.detach().clone() for parameter in trained]
     yield AdaptStep(0, best_loss, best_loss, is_best=True, is_last=False)
     num_worse = 0
     for step in range(1, config.num_steps + 1):
         indices = torch.randint(len(training.view), (config.batch_size,), generator=generator).tolist()
-        loss = _denoising_loss(prior, training.pick(indices), captions, *_draw_noise(prior, training, indices, generator))
+        t, eps = _draw_noise(prior, training, config.batch_size, generator)
+        loss = _denoising_loss(prior, training.pick(indices), captions, t, eps)
         if not torch.isfinite(loss):
             raise FloatingPointError(f"adaptation: the loss is {loss.item()} at step {step}")
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        held_out_loss = None
+        held_out_loss, is_best = None, False
         if step % config.validate_every == 0 or step == config.num_steps:
             held_out_loss = _held_out_loss(prior, held_out, captions)
-            num_worse = 0 if held_out_loss < best_loss else num_worse + 1
-        is_best = held_out_loss is not None and held_out_loss < best_loss
-        if is_best:
-            best_loss, best = held_out_loss, [parameter.detach().clone() for parameter in trained]
+            is_best = held_out_loss < best_loss
+            num_worse = 0 if is_best else num_worse + 1
+            if is_best:
+                best_loss, best = held_out_loss, [parameter.detach().clone() for parameter in trained]
         is_last = step == config.num_steps or num_worse >= config.patience
         if is_last:
             with torch.no_grad():
@@ -141,10 +144,10 @@ def _split(examples: _Example, held_out_share: float, generator: torch.Generator
 
 
 def _draw_noise(
-    prior: StableDiffusionPrior, examples: _Example, indices: list[int], generator: torch.Generator
+    prior: StableDiffusionPrior, examples: _Example, batch: int, generator: torch.Generator
 ) -> tuple[Int[Tensor, " batch"], Tensor]:
-    t = torch.randint(len(prior.alphas_cumprod), (len(indices),), generator=generator)
-    eps = torch.randn(len(indices), *examples.x_0.shape[1:], generator=generator)
+    t = torch.randint(len(prior.alphas_cumprod), (batch,), generator=generator)
+    eps = torch.randn(batch, *examples.x_0.shape[1:], generator=generator)
     return t.to(prior.device), eps.to(prior.device)
 
 

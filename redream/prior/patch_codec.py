@@ -1,6 +1,6 @@
 """The miniature's image codec: principal components of 8x8 patches, behind the interface of diffusers' AutoencoderKL.
 
-A linear codec has a closed form, exact gradients and no training time, and at 64x64 pixels it reconstructs flat-coloured
+A linear codec has a closed form, exact gradients and no training time, and at 64x64 pixels it reconstructs flat
 renders better than a convolutional autoencoder that the same budget could train. Channels keep their natural variance:
 whitening would spend the prior's capacity on the weakest ones.
 """

@@ -55,8 +55,8 @@ class ViewPrefixes(nn.Module):
         longest = max(map(len, ids))
         # A shorter prefix is filled up at its end with its last word ("of"), which changes nothing of its meaning.
         padded = torch.tensor([row + row[-1:] * (longest - len(row)) for row in ids])
-        words = text_encoder.get_input_embeddings().weight.detach()
-        return cls(words[padded.to(words.device)].clone())
+        with torch.no_grad():
+            return cls(text_encoder.get_input_embeddings()(padded.to(text_encoder.device)))
 
 
 def embed_prompts(

@@ -46,17 +46,24 @@ class StableDiffusionPrior:
         """
         assert patch_codec  # diffusers loads the miniature's codec only from a module that is already imported
         diffusers_logging.disable_progress_bar()
+        diffusers_logging.set_verbosity_error()  # it warns that our codec is no AutoencoderKL
         transformers.utils.logging.disable_progress_bar()
         path, _, revision = weights_path(config.model).partition("@")
         try:
             pipeline = StableDiffusionPipeline.from_pretrained(
-                path, revision=revision or None, dtype=getattr(torch, config.dtype), use_safetensors=True,
-                safety_checker=None, requires_safety_checker=False,
+                path,
+                revision=revision or None,
+                dtype=getattr(torch, config.dtype),
+                use_safetensors=True,
+                safety_checker=None,
+                requires_safety_checker=False,
             )
         except OSError as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(f"cannot load the prior {config.model!r} ({reason}); set prior.model to a folder in "
-                             "diffusers' form or to a hub id that this machine can reach") from error
+            raise ValueError(
+                f"cannot load the prior {config.model!r} ({reason}); set prior.model to a folder in "
+                "diffusers' form or to a hub id that this machine can reach"
+            ) from error
         self.model = config.model
         self.device = torch.device(device)
         self.pipeline = pipeline.to(self.device)
@@ -68,8 +75,10 @@ class StableDiffusionPrior:
         self.alphas_cumprod: Float[Tensor, " timesteps"] = pipeline.scheduler.alphas_cumprod.to(self.device)
         self.prediction_type: str = pipeline.scheduler.config.prediction_type
         if self.prediction_type not in ("epsilon", "v_prediction", "sample"):
-            raise ValueError(f"the prior {config.model!r} predicts {self.prediction_type!r}; epsilon, v_prediction and "
-                             "sample are supported")
+            raise ValueError(
+                f"the prior {config.model!r} predicts {self.prediction_type!r}; epsilon, v_prediction and "
+                "sample are supported"
+            )
         self.image_size: int = self.unet.config.sample_size * pipeline.vae_scale_factor  # pixels
         self.prefixes: ViewPrefixes | None = None
         self._active: str | None = None
@@ -156,7 +165,7 @@ class StableDiffusionPrior:
     def predict_target(
         self, x_t: Float[Tensor, "batch channels h w"], t: Int[Tensor, " batch"], cond: Tensor
     ) -> Float[Tensor, "batch channels h w"]:
-        """Return the network's own output through the adapter, with gradients, to be compared with `training_target`."""
+        """Return the network's own output through the adapter, with gradients, for `training_target` to be its aim."""
         self._activate(ADAPTER if self.has_adapter else None)
         return self._run_unet(x_t, t, cond)
 
@@ -209,7 +218,7 @@ class StableDiffusionPrior:
         tokenizer a token `<front-view>` that stands for the learned prefix.
         """
         folder = Path(folder)
-        layers = get_peft_model_state_dict(self.unet, adapter_name=ADAPTER)
+        layers: dict[str, nn.Module | Tensor] = dict(get_peft_model_state_dict(self.unet, adapter_name=ADAPTER))
         StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers, safe_serialization=True)
         if self.prefixes is not None:
             for view, embeds in zip(VIEW_NAMES, self.prefixes.embeds.detach().cpu(), strict=True):

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 import trimesh
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from scipy.sparse import coo_matrix
@@ -39,9 +39,10 @@ from redream.images import Rendering, composite, image_grid, save_png
 AMBIENT = 0.45  # share of the light that comes from everywhere; the rest comes from beside the camera
 CREASE_DEG = 35.0  # where a file brings no normals, edges sharper than this stay edges
 GREY = 0.45  # linear colour of what has none
-MAX_TEXTURE_SIZE = 2048  # pixels; beyond it only the upload grows
+TEXELS_PER_PIXEL = 8  # along an axis; larger textures only cost time to upload
+MAX_TEXTURE_SIZE = 2048
 
-# pyrender closes the process's one EGL display with each context, so renderers take turns.
+# A context belongs to the thread that made it; PyOpenGL's own records do not, so renderers take turns.
 _gl_lock = threading.Lock()
 
 
@@ -78,7 +79,7 @@ def render_mesh(scene: trimesh.Scene, camera: Camera) -> Rendering:
     with _gl_lock, _renderer(camera.width, camera.height) as (pyrender, renderer):
         target = pyrender.Scene(bg_color=[0.0, 0.0, 0.0, 0.0], ambient_light=[AMBIENT] * 3)
         if surfaces:
-            target.add(pyrender.Mesh([_primitive(pyrender, surface) for surface in surfaces]))
+            target.add(pyrender.Mesh(_primitives(pyrender, surfaces, max(camera.height, camera.width))))
         lens = pyrender.PerspectiveCamera(yfov=1.0, aspectRatio=camera.width / camera.height)
         lens_node = target.add(lens)
         for index in range(len(camera)):
@@ -164,7 +165,7 @@ def _renderer(width: int, height: int) -> Iterator[tuple[Any, Any]]:
         yield pyrender, renderer
     finally:
         renderer.delete()
-        platform.delete_context()
+        _close(platform, wanted)
 
 
 def _platform(wanted: str, width: int, height: int) -> Any:
@@ -179,6 +180,18 @@ def _platform(wanted: str, width: int, height: int) -> Any:
     from pyrender.platforms.pyglet_platform import PygletPlatform
 
     return PygletPlatform(width, height)
+
+
+def _close(platform: Any, wanted: str) -> None:
+    if wanted != "egl":
+        platform.delete_context()
+        return
+    # pyrender's `delete_context` would terminate the display under other contexts of the process, and would leave a
+    # context that is still current, which lives on until its thread ends.
+    from OpenGL import EGL
+
+    EGL.eglMakeCurrent(platform._egl_display, EGL.EGL_NO_SURFACE, EGL.EGL_NO_SURFACE, EGL.EGL_NO_CONTEXT)
+    EGL.eglDestroyContext(platform._egl_display, platform._egl_context)
 
 
 # ---- a scene as few surfaces ----------------------------------------------------------------------------------------
@@ -346,32 +359,42 @@ def _material_look(material: Any) -> tuple[Float[np.ndarray, " 4"], _Look]:
     )
 
 
-def _primitive(pyrender: Any, surface: _Surface) -> Any:
-    look = surface.look
-    material = pyrender.MetallicRoughnessMaterial(
-        baseColorTexture=_texture(pyrender, look.base_texture, look.alpha_cutoff),
-        emissiveTexture=_texture(pyrender, look.emissive_texture, 0.0),
-        emissiveFactor=list(look.emissive_factor),
-        alphaMode="OPAQUE",  # alpha acts through coverage
-        doubleSided=not look.is_solid,
-    )
-    return pyrender.Primitive(
-        positions=surface.positions,
-        normals=surface.normals,
-        texcoord_0=surface.uv,
-        color_0=surface.linear_rgba.astype(np.float32),
-        indices=surface.faces,
-        material=material,
-        mode=pyrender.constants.GLTF.TRIANGLES,
-    )
+def _primitives(pyrender: Any, surfaces: list[_Surface], image_size: int) -> list[Any]:
+    textures: dict[Any, Any] = {}
+
+    def texture(image: Image.Image | None, alpha_cutoff: float | None) -> Any:
+        if image is None:
+            return None
+        if (key := (id(image), alpha_cutoff)) not in textures:
+            texels = _texels(image, alpha_cutoff, min(TEXELS_PER_PIXEL * image_size, MAX_TEXTURE_SIZE))
+            textures[key] = pyrender.Texture(source=texels, source_channels="RGBA")
+        return textures[key]
+
+    return [
+        pyrender.Primitive(
+            positions=surface.positions,
+            normals=surface.normals,
+            texcoord_0=surface.uv,
+            color_0=surface.linear_rgba.astype(np.float32),
+            indices=surface.faces,
+            material=pyrender.MetallicRoughnessMaterial(
+                baseColorTexture=texture(surface.look.base_texture, surface.look.alpha_cutoff),
+                emissiveTexture=texture(surface.look.emissive_texture, 0.0),
+                emissiveFactor=list(surface.look.emissive_factor),
+                alphaMode="OPAQUE",  # alpha acts through coverage
+                doubleSided=not surface.look.is_solid,
+            ),
+            mode=pyrender.constants.GLTF.TRIANGLES,
+        )
+        for surface in surfaces
+    ]
 
 
-def _texture(pyrender: Any, image: Image.Image | None, alpha_cutoff: float | None) -> Any:
-    if image is None:
-        return None
-    if max(image.size) > MAX_TEXTURE_SIZE:
-        image = image.convert("RGBA").reduce(math.ceil(max(image.size) / MAX_TEXTURE_SIZE))
-    texels = np.array(image.convert("RGBA"))
+def _texels(image: Image.Image, alpha_cutoff: float | None, max_size: int) -> UInt8[np.ndarray, "height width 4"]:
+    image = image.convert("RGBA")
+    if max(image.size) > max_size:
+        image = image.reduce(math.ceil(max(image.size) / max_size))
+    texels = np.array(image)
     if alpha_cutoff is not None:
         texels[..., 3] = np.where(texels[..., 3] >= 255.0 * alpha_cutoff, 255, 0)
-    return pyrender.Texture(source=texels, source_channels="RGBA")
+    return texels

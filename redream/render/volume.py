@@ -3,8 +3,8 @@
 The quadrature of Max (1995) as in NeRF (Mildenhall et al. 2020, Eq. 3) and nerfacc: over an interval of length `dt`,
 `alpha = 1 - exp(-sigma dt)`, `trans = exp(-sum of sigma dt before it)`, `weight = trans * alpha`, and a pixel's rgb is
 the weighted sum of colours, premultiplied by its opacity. Samples are packed: only those kept are stored, one after
-the other, ray by ray. The field enters as a callable. A ray's result does not depend on the other rays of a batch,
-and no bit of it or of its gradients on the number of threads.
+the other, ray by ray, and summed in that order: a ray does not feel the other rays of its batch, and a repeated call
+gives the same bits. The field enters as a callable.
 """
 
 from __future__ import annotations

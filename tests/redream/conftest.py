@@ -26,25 +26,42 @@ def save_tiny_clip(folder: Path, seed: int, image_size: int = 16) -> Path:
         "embed_dim": 8,
         "quick_gelu": False,
         "vision_cfg": {"image_size": image_size, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8},
-        "text_cfg": {"context_length": CONTEXT_LENGTH, "vocab_size": tokenizer.get_vocab_size(), "width": 16,
-                     "heads": 2, "layers": 1, "pool_type": "eos", "eos_id": 2, "pad_id": 0,
-                     "hf_tokenizer_name": "tokenizer"},
+        "text_cfg": {
+            "context_length": CONTEXT_LENGTH,
+            "vocab_size": tokenizer.get_vocab_size(),
+            "width": 16,
+            "heads": 2,
+            "layers": 1,
+            "pool_type": "eos",
+            "eos_id": 2,
+            "pad_id": 0,
+            "hf_tokenizer_name": "tokenizer",
+        },
     }
     preprocess = {"size": image_size, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3], "interpolation": "bicubic"}
     config = {"model_cfg": model_config, "preprocess_cfg": preprocess}
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps(
-        {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>", "bos_token": "<start>",
-         "eos_token": "<end>", "model_max_length": CONTEXT_LENGTH}
-    ))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "pad_token": "<pad>",
+                "bos_token": "<start>",
+                "eos_token": "<end>",
+                "model_max_length": CONTEXT_LENGTH,
+            }
+        )
+    )
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # open_clip draws its weights from the global generator
         model = open_clip.CLIP(**model_config)
         # Random towers give nearly the same embedding for every text; larger token vectors tell them apart.
         torch.nn.init.normal_(model.token_embedding.weight)
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()},
-              folder / "open_clip_model.safetensors")
+    save_file(
+        {name: tensor.contiguous() for name, tensor in model.state_dict().items()},
+        folder / "open_clip_model.safetensors",
+    )
     return folder
 
 
@@ -77,24 +94,54 @@ def save_tiny_prior(folder: Path, prediction_type: str) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)  # diffusers and transformers draw their weights from the global generator
         unet = UNet2DConditionModel(
-            sample_size=2, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), norm_num_groups=4, attention_head_dim=4,
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=16, use_linear_projection=True,
+            sample_size=2,
+            in_channels=4,
+            out_channels=4,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            norm_num_groups=4,
+            attention_head_dim=4,
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=16,
+            use_linear_projection=True,
         )
         vae = AutoencoderKL(
-            block_out_channels=(4, 4, 4, 4), down_block_types=("DownEncoderBlock2D",) * 4, norm_num_groups=2,
-            up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=4, sample_size=16,
+            block_out_channels=(4, 4, 4, 4),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            norm_num_groups=2,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            latent_channels=4,
+            sample_size=16,
         )
-        text_encoder = CLIPTextModel(CLIPTextConfig(
-            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2,
-            num_attention_heads=2, max_position_embeddings=tokenizer.model_max_length,
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        ))
-    scheduler = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012,
-                              prediction_type=prediction_type, clip_sample=False)
+        text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=16,
+                intermediate_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                max_position_embeddings=tokenizer.model_max_length,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+            )
+        )
+    scheduler = DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type=prediction_type,
+        clip_sample=False,
+    )
     StableDiffusionPipeline(
-        vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler, safety_checker=None,
-        feature_extractor=None, requires_safety_checker=False,
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     ).save_pretrained(folder)
     return folder
 

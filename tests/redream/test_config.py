@@ -35,9 +35,20 @@ def test_overrides_reach_tuples_and_linears() -> None:
 
 @pytest.mark.parametrize(
     "overrides",
-    [{"distill.guidance": 1.0}, {"nothing.at_all": 1}, {"distill": 1}, {"distill.method": "magic"},
-     {"distill.num_steps": 1.5}, {"distill.num_steps": 0}, {"distill.num_steps": True}, {"distill.use_adapter": 1},
-     {"camera.fovy_deg": [50]}, {"camera.fovy_deg": [60, 50]}, {"prior.model": 3}, {"field.features_per_level": 3}],
+    [
+        {"distill.guidance": 1.0},
+        {"nothing.at_all": 1},
+        {"distill": 1},
+        {"distill.method": "magic"},
+        {"distill.num_steps": 1.5},
+        {"distill.num_steps": 0},
+        {"distill.num_steps": True},
+        {"distill.use_adapter": 1},
+        {"camera.fovy_deg": [50]},
+        {"camera.fovy_deg": [60, 50]},
+        {"prior.model": 3},
+        {"field.features_per_level": 3},
+    ],
 )
 def test_what_a_setting_cannot_be_is_refused_by_name(overrides) -> None:
     with pytest.raises(ValueError, match=next(iter(overrides)).split(".")[-1]):

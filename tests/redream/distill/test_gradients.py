@@ -14,7 +14,7 @@ ALPHAS_CUMPROD = torch.linspace(0.999, 0.005, 100)
 
 
 def gaussian_eps(mean: float, std: float, t: torch.Tensor):
-    """The best predictor of eps for x_0 ~ N(mean, std^2): sigma_t (x_t - alpha_t mean) / (alpha_t^2 std^2 + sigma_t^2)."""
+    """The best prediction for x_0 ~ N(mean, std^2): sigma_t (x_t - alpha_t mean) / (alpha_t^2 std^2 + sigma_t^2)."""
     a = ALPHAS_CUMPROD[t][:, None, None, None]
 
     def predict(x_t: torch.Tensor) -> torch.Tensor:

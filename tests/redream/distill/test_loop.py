@@ -11,10 +11,26 @@ from redream.prior.stable_diffusion import StableDiffusionPrior
 from redream.render.mesh import AssetViews
 
 CAMERAS = CameraConfig(camera_distance=(1.4, 1.6), fovy_deg=(42.0, 48.0), elevation_deg=(0.0, 30.0))
-FIELD = FieldConfig(num_levels=2, log2_hashmap_size=10, base_resolution=4, hidden_dim=8, radius=0.55,
-                    num_samples_per_ray=16, occupancy_resolution=8)
-CONFIG = DistillConfig(num_steps=8, warm_up_steps=3, low_resolution=8, high_resolution=16, high_resolution_from_step=5,
-                       anneal_from_step=4, variational_rank=2, occupancy_every=2, lr_variational=1e-2)
+FIELD = FieldConfig(
+    num_levels=2,
+    log2_hashmap_size=10,
+    base_resolution=4,
+    hidden_dim=8,
+    radius=0.55,
+    num_samples_per_ray=16,
+    occupancy_resolution=8,
+)
+CONFIG = DistillConfig(
+    num_steps=8,
+    warm_up_steps=3,
+    low_resolution=8,
+    high_resolution=16,
+    high_resolution_from_step=5,
+    anneal_from_step=4,
+    variational_rank=2,
+    occupancy_every=2,
+    lr_variational=1e-2,
+)
 PROMPT = "a red car"
 
 
@@ -41,7 +57,7 @@ def run(prior, config, assets=ASSETS, state=None, until=None):
 
 
 def weights(state) -> dict[str, torch.Tensor]:
-    tensors = dict(state.particles.state_dict())
+    tensors = {f"{i}.{name}": value for i, p in enumerate(state.particles) for name, value in p.state_dict().items()}
     return {**tensors, **{f"variational.{i}": p.detach() for i, p in enumerate(state.variational)}}
 
 
@@ -87,8 +103,18 @@ def test_a_checkpoint_is_whole_or_the_one_before(new_prior, tmp_path, monkeypatc
 
 
 def test_warm_up_pulls_the_particle_towards_its_asset(new_prior) -> None:
-    config = replace(CONFIG, num_steps=60, warm_up_steps=60, low_resolution=16, delta_every=0, lambda_sparsity=0.0,
-                     background="grey", high_resolution_from_step=100, lr_encoding=0.05, lr_mlp=0.02)
+    config = replace(
+        CONFIG,
+        num_steps=60,
+        warm_up_steps=60,
+        low_resolution=16,
+        delta_every=0,
+        lambda_sparsity=0.0,
+        background="grey",
+        high_resolution_from_step=100,
+        lr_encoding=0.05,
+        lr_mlp=0.02,
+    )
     _, steps = run(new_prior(), config, assets=ASSETS[:1])
     energies = [step.losses["asset"] for step in steps]
     assert sum(energies[-5:]) < 0.5 * sum(energies[:5])

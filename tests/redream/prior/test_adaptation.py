@@ -11,8 +11,16 @@ from redream.prior.stable_diffusion import StableDiffusionPrior
 from redream.render.mesh import AssetViews
 
 CAMERAS = CameraConfig()
-CONFIG = AdaptationConfig(rank=2, num_steps=20, batch_size=4, validate_every=5, lr_lora=1e-2, lr_tokens=1e-2,
-                          num_samples_per_view=2, sample_steps=3)
+CONFIG = AdaptationConfig(
+    rank=2,
+    num_steps=20,
+    batch_size=4,
+    validate_every=5,
+    lr_lora=1e-2,
+    lr_tokens=1e-2,
+    num_samples_per_view=2,
+    sample_steps=3,
+)
 
 
 def views(generator: torch.Generator, num_views: int = 20) -> AssetViews:
@@ -56,8 +64,9 @@ def test_only_the_lora_and_the_prefixes_learn(prior) -> None:
     before = {name: value.clone() for name, value in prior.unet.state_dict().items()}
     words = prior.text_encoder.get_input_embeddings().weight.clone()
     adapt(prior, replace(CONFIG, num_steps=3))
-    after = {name.replace(".base_layer", ""): value for name, value in prior.unet.state_dict().items()
-             if "lora" not in name}
+    after = {
+        name.replace(".base_layer", ""): value for name, value in prior.unet.state_dict().items() if "lora" not in name
+    }
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert torch.equal(prior.text_encoder.get_input_embeddings().weight, words)
 

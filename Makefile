@@ -1,0 +1,36 @@
+# `make demo` and `make test` need Python 3.11 or later, git and make; they install uv if it is missing, without root.
+
+# The catalog has no such asset: retrieval finds its relatives, and the prior knows the colour.
+PROMPT ?= a turquoise robot
+PYTHON ?= python3
+UV = sh .ci/with-uv
+
+.PHONY: demo test test-all check format lock clean
+
+demo: ## prompt to 3D object on this machine, with the embedded miniature
+	$(UV) sync --frozen --no-dev
+	$(UV) run --frozen --no-dev redream generate "$(PROMPT)" --preset mini
+
+test: ## everything that needs no GPU, no network and no patience
+	$(UV) sync --frozen
+	$(UV) run --frozen pytest -m "not slow and not network and not gpu"
+
+test-all: ## also what takes minutes
+	$(UV) sync --frozen
+	$(UV) run --frozen pytest -m "not network and not gpu"
+
+check: ## style and types
+	$(UV) sync --frozen
+	$(UV) run --frozen ruff check .
+	$(UV) run --frozen ruff format --check .
+	$(UV) run --frozen pyright
+
+format:
+	$(UV) run --frozen ruff check --fix .
+	$(UV) run --frozen ruff format .
+
+lock: ## choose versions anew
+	$(UV) lock
+
+clean: ## what commands made here; runs stay
+	rm -rf .pytest_cache .ruff_cache .hypothesis build dist

@@ -1,0 +1,177 @@
+"""What this machine has for ReDream, and what to do about what it lacks."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+from redream.config import PRESETS
+from redream.weights import MINI_WEIGHTS, weights_path
+
+GL_TIMEOUT_SECONDS = 60
+MINI_MODELS = ("prior", "clip-retrieval", "clip-eval-a", "clip-eval-b", "perceptual-a", "perceptual-b")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """`missing` is needed by the default preset, `optional` only makes something faster or possible."""
+
+    name: str
+    state: Literal["ok", "missing", "optional"]
+    found: str
+    remedy: str = ""
+
+
+def examine() -> list[Finding]:
+    checks: list[Callable[[], Finding]] = [
+        check_machine,
+        check_gpu,
+        check_gl,
+        check_scann,
+        check_tinycudann,
+        check_orchestration,
+        check_mini_weights,
+        check_real_weights,
+    ]
+    return [check() for check in checks]
+
+
+def check_machine() -> Finding:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    found = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {cores} cores"
+    memory = _memory_gib()
+    if memory is not None:
+        found += f", {memory:.0f} GiB of memory"
+        if memory < 4:
+            return Finding(
+                name="machine",
+                state="optional",
+                found=found,
+                remedy="the mini preset needs up to 4 GiB; close other programs",
+            )
+    return Finding(name="machine", state="ok", found=found)
+
+
+def check_gpu() -> Finding:
+    import torch
+
+    if not torch.cuda.is_available():
+        return Finding(
+            name="GPU",
+            state="optional",
+            found=f"none that torch {torch.__version__} can use",
+            remedy="the mini preset needs none; sd21 needs one with 16 GB or more and a CUDA build of torch",
+        )
+    free, total = torch.cuda.mem_get_info()
+    found = f"{torch.cuda.get_device_name()}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
+    return Finding(name="GPU", state="ok", found=found)
+
+
+def check_gl() -> Finding:
+    # In a process of its own: some drivers end the process instead of reporting an error.
+    code = "from redream.render.mesh import gl_renderer; print(gl_renderer())"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=GL_TIMEOUT_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return Finding(
+            name="OpenGL",
+            state="missing",
+            found=f"no answer within {GL_TIMEOUT_SECONDS} s",
+            remedy="set PYOPENGL_PLATFORM=osmesa and install libosmesa6",
+        )
+    if done.returncode == 0:
+        return Finding(name="OpenGL", state="ok", found=done.stdout.strip().splitlines()[-1])
+    reason = (done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"])[-1]
+    remedy = (
+        "install libegl1 and libgl1-mesa-dri (Debian, Ubuntu), or set PYOPENGL_PLATFORM=osmesa and install libosmesa6"
+    )
+    return Finding(name="OpenGL", state="missing", found=reason.partition(": ")[2] or reason, remedy=remedy)
+
+
+def check_scann() -> Finding:
+    if importlib.util.find_spec("scann") is None:
+        return Finding(
+            name="ScaNN",
+            state="optional",
+            found="no wheel for this machine",
+            remedy="nothing: retrieval searches exactly with numpy",
+        )
+    return Finding(name="ScaNN", state="ok", found=_version("scann"))
+
+
+def check_tinycudann() -> Finding:
+    if importlib.util.find_spec("tinycudann") is None:
+        return Finding(
+            name="tiny-cuda-nn",
+            state="optional",
+            found="not installed",
+            remedy="only for GPUs, in no registry: build it from github.com/NVlabs/tiny-cuda-nn",
+        )
+    return Finding(name="tiny-cuda-nn", state="ok", found=_version("tinycudann"))
+
+
+def check_orchestration() -> Finding:
+    found = ", ".join(f"{package} {_version(package)}" for package in ("prefect", "mlflow", "fastapi"))
+    numbers = tuple(int(part) for part in _version("fastapi").split(".")[:2] if part.isdigit())
+    if numbers >= (0, 155) and _version("prefect").startswith("3.8."):
+        return Finding(
+            name="orchestration",
+            state="missing",
+            found=found,
+            remedy="prefect 3.8 starts no flow with fastapi 0.155 or later; run `uv sync --frozen`",
+        )
+    return Finding(name="orchestration", state="ok", found=found)
+
+
+def check_mini_weights() -> Finding:
+    absent = [name for name in MINI_MODELS if not (MINI_WEIGHTS / name).is_dir()]
+    if absent:
+        return Finding(
+            name="mini weights",
+            state="missing",
+            found=f"without {', '.join(absent)}",
+            remedy="get them with git (git checkout -- redream/mini/weights), or remake them with "
+            "python -m redream.mini.train",
+        )
+    size = sum(path.stat().st_size for path in MINI_WEIGHTS.rglob("*") if path.is_file())
+    return Finding(name="mini weights", state="ok", found=f"{len(MINI_MODELS)} models, {size / 1e6:.0f} MB")
+
+
+def check_real_weights() -> Finding:
+    """Look for the weights of `sd21` on this machine, without asking any hub."""
+    model = PRESETS["sd21"]().prior.model
+    name, _, _ = weights_path(model).partition("@")
+    cache = Path(os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME", "~/.cache/huggingface")) / "hub")
+    folder = cache.expanduser() / f"models--{name.replace('/', '--')}"
+    if Path(name).is_dir() or folder.is_dir():
+        return Finding(name="sd21 weights", state="ok", found=str(folder if folder.is_dir() else name))
+    return Finding(
+        name="sd21 weights",
+        state="optional",
+        found=f"{name} is not on this machine",
+        remedy="the sd21 preset downloads it from the hub on first use, or takes a local folder: --set prior.model=DIR",
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _memory_gib() -> float | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return None

@@ -1,0 +1,65 @@
+"""The one place that sets environment variables for Prefect, MLflow and the libraries, before any of them is imported.
+
+What the user has set stays. Without an API URL of theirs, Prefect starts its own server for the length of a command,
+with its database in the output folder, so that nothing outside is touched. No library phones home.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+QUIET = {
+    "DO_NOT_TRACK": "true",  # MLflow takes only this spelling
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    # Its log lines would tear the progress bars; errors reach the user through the command.
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "TOKENIZERS_PARALLELISM": "false",  # warns about every later fork otherwise
+}
+LOCAL_SERVER = {
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "600",  # the default of 20 is too short on a busy machine
+    "PREFECT_SERVER_API_BLOCKS_REGISTER_ON_START": "false",  # no stage uses blocks
+}
+
+
+def prepare_environment(out: Path) -> None:
+    for name, value in (QUIET | LOCAL_SERVER).items():
+        os.environ.setdefault(name, value)
+    if not {"PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE"} & set(os.environ):
+        os.environ["PREFECT_HOME"] = str(out / ".prefect")
+
+
+@contextmanager
+def starting_services(out: Path) -> Iterator[None]:
+    """Start Prefect's own server, if one is needed, while the body imports a flow and MLflow opens its database."""
+    from prefect.client.orchestration import get_client
+
+    failures: list[BaseException] = []
+
+    def start() -> None:
+        if hasattr(signal, "pthread_sigmask"):
+            # The server inherits the mask: Ctrl-C, which a terminal sends to every process of a command, must leave it
+            # alive until the flow has recorded how it ended.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            get_client(sync_client=True)
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=start, name="prefect-server", daemon=True)
+    thread.start()
+    yield
+    from tasks.tracking import default_tracking_uri, open_tracking
+
+    open_tracking(default_tracking_uri(out), out / "mlartifacts")
+    thread.join()
+    if failures:
+        raise failures[0]

@@ -1,0 +1,38 @@
+"""Evaluation as a flow: finished runs are measured again, with other settings if wanted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+
+from flows.request import DEFAULT_OUT, checked_config, checked_out
+from tasks.evaluation import evaluate, load_reports
+from tasks.records import finished_stage, read_run
+from tasks.runs import open_run, record_result
+
+
+@flow(name="evaluate", flow_run_name="evaluate {run_ids}")
+def evaluate_runs(
+    run_ids: list[str],
+    settings: dict[str, Any] = {},
+    out: str = DEFAULT_OUT,
+) -> dict[str, dict[str, Any]]:
+    """Measure the objects of finished runs; returns `metrics` and the per-view `reports` by run.
+
+    Args:
+        settings: overrides, of the `evaluation` section only.
+    """
+    folder = checked_out(out)
+    reports = {}
+    for run_id in run_ids:
+        record = read_run(folder, run_id)
+        asked = record["request"]
+        config = checked_config(asked["preset"], asked["method"], {**asked["settings"], **settings})
+        particles = finished_stage(folder, record, "distill")
+        request = {**asked, "settings": {**asked["settings"], **settings}, "run": run_id}
+        with open_run("evaluate", record["prompt"], asked["seed"], config, request, folder) as run:
+            report = evaluate.submit(run, particles, config).result()
+            record_result(run, report.metrics, {}, [report.path("report.json")])
+            reports[run_id] = {"metrics": report.metrics, "reports": load_reports(report)}
+    return reports

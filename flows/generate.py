@@ -1,0 +1,69 @@
+"""The method as a flow: a prompt becomes a 3D object, through every stage of ReDream (arXiv 2402.02972, Fig. 2).
+
+Stages are submitted, also those that run alone: so the main thread is free to hear Ctrl-C, and a stage that ends in
+Prefect's `Cached` state gives its output like any other.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows.build_index import find_index
+from flows.request import DEFAULT_OUT, checked_request
+from tasks.adaptation import adapt
+from tasks.distillation import distill, warm_up
+from tasks.evaluation import evaluate
+from tasks.exporting import Inputs, Made, deliver, export
+from tasks.orientation import align
+from tasks.rendering import render
+from tasks.retrieval import retrieve, take_assets
+from tasks.runs import open_run
+from tasks.stage import num_cores
+
+# Warm-up and adaptation need nothing of each other. Each gets half of the cores; one core cannot be halved.
+CONCURRENT_STAGES = min(2, num_cores())
+THREADS: Any = ThreadPoolTaskRunner(max_workers=CONCURRENT_STAGES)  # its generics do not fit its own decorator's
+
+
+@flow(name="generate", flow_run_name="{prompt}", task_runner=THREADS)
+def generate(
+    prompt: str,
+    preset: str = "mini",
+    method: str = "redream",
+    seed: int = 0,
+    index: str = "",
+    assets: list[str] = [],
+    settings: dict[str, Any] = {},
+    out: str = DEFAULT_OUT,
+) -> Made:
+    """Generate a 3D object from a prompt.
+
+    Args:
+        index: folder of an index; empty for the miniature's own, which is built where it is missing.
+        assets: mesh files to start from instead of retrieving.
+        settings: overrides such as `{"distill.num_steps": 500}`.
+    """
+    request = checked_request(prompt, preset, method, seed, out, index, assets, settings)
+    config = request.config
+    with open_run("generate", request.prompt, seed, config, request.parameters(), request.out) as run:
+        found = fronts = views = warm = adapter = None
+        if method == "redream":
+            if assets:
+                found = take_assets.submit(run, list(request.assets)).result()
+            else:
+                index_place = find_index(run, request.index, config.retrieval)
+                found = retrieve.submit(run, index_place, config.retrieval).result()
+            fronts = align.submit(run, found, config.retrieval.clip_model, config.orientation).result()
+            views = render.submit(run, found, fronts, config.render, config.camera).result()
+            warming = warm_up.submit(run, views, config, CONCURRENT_STAGES)
+            adapting = adapt.submit(run, views, config, CONCURRENT_STAGES) if config.distill.use_adapter else None
+            warm, adapter = warming.result(), adapting.result() if adapting else None
+        particles = distill.submit(run, views, warm, adapter, config).result()
+        report = evaluate.submit(run, particles, config).result()
+        made_of = Inputs(
+            particles=particles, report=report, retrieval=found, orientation=fronts, warm_up=warm, adapter=adapter
+        )
+        return deliver(run, made_of, export.submit(run, made_of, config).result())

@@ -1,0 +1,209 @@
+"""What a user asks for, checked at the door: `checked_request` accepts it or says in one sentence what is wrong.
+
+Everything here is cheap, so that a typing error costs a second and not the start of an orchestrator. Nothing heavy is
+imported.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import json
+import os
+import typing
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from redream.config import PRESETS, Method, RunConfig, with_overrides
+from redream.weights import weights_path
+
+DEFAULT_OUT = "redream-out"
+MAX_PROMPT_CHARS = 1000
+MESH_SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """A checked request, with the settings that follow from it."""
+
+    prompt: str
+    preset: str
+    method: str
+    seed: int
+    out: Path
+    index: str
+    assets: tuple[str, ...]
+    settings: dict[str, Any]
+    config: RunConfig
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the parameters that ask for the same again."""
+        return {
+            "prompt": self.prompt,
+            "preset": self.preset,
+            "method": self.method,
+            "seed": self.seed,
+            "index": self.index,
+            "assets": list(self.assets),
+            "settings": self.settings,
+        }
+
+
+def checked_request(
+    prompt: str,
+    preset: str = "mini",
+    method: str = "redream",
+    seed: int = 0,
+    out: str | Path = DEFAULT_OUT,
+    index: str = "",
+    assets: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
+) -> Request:
+    """Accept a request or raise a `ValueError` whose message names what is wrong and what to do."""
+    text = checked_prompt(prompt)
+    config = checked_config(preset, method, settings or {})
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"--seed is {seed}; it must be within [0, 2^63)")
+    if assets and index:
+        raise ValueError("--asset and --index exclude each other: with an asset of your own nothing is retrieved")
+    if assets and method != "redream":
+        raise ValueError(f"--asset needs --method redream; {method} uses no assets")
+    resolved = tuple(str(checked_asset(asset)) for asset in assets)
+    if method == "redream" and not assets:
+        checked_index(index, preset, config)
+    checked_weights(config)
+    return Request(
+        prompt=text,
+        preset=preset,
+        method=method,
+        seed=seed,
+        out=checked_out(out),
+        index=str(Path(index).resolve()) if index else "",
+        assets=resolved,
+        settings=dict(settings or {}),
+        config=config,
+    )
+
+
+def checked_prompt(prompt: str) -> str:
+    """Return the prompt without spaces around it."""
+    text = prompt.strip()
+    if not text:
+        raise ValueError('the prompt is empty; describe an object in a few words, such as "a turquoise robot"')
+    if len(text) > MAX_PROMPT_CHARS:
+        raise ValueError(
+            f"the prompt has {len(text):,} characters; at most {MAX_PROMPT_CHARS:,} are taken, and the text "
+            "encoder reads about the first 300 of them"
+        )
+    # Format characters, which hold emoji together, may pass; controls, halves of surrogates and line breaks may not.
+    bad = next((character for character in text if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")), None)
+    if bad is not None:
+        raise ValueError(f"the prompt contains the control character {bad!r}; use one line of plain text")
+    return text
+
+
+def checked_config(preset: str, method: str, settings: Mapping[str, Any]) -> RunConfig:
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}; {_choices(preset, list(PRESETS))}")
+    methods = list(typing.get_args(Method))
+    if method not in methods:
+        raise ValueError(f"unknown method {method!r}; {_choices(method, methods)}")
+    if "distill.method" in settings:
+        raise ValueError("distill.method is set with --method, not with --set")
+    return with_overrides(PRESETS[preset](), {"distill.method": method, **settings})
+
+
+def checked_weights(config: RunConfig) -> None:
+    """Refuse names of miniature weights that do not exist."""
+    for model in (
+        config.prior.model,
+        config.retrieval.clip_model,
+        *config.evaluation.clip_models,
+        *config.evaluation.lpips_backbones,
+    ):
+        weights_path(model)
+
+
+def parsed_settings(assignments: Sequence[str]) -> dict[str, Any]:
+    """Read `section.field=value` arguments; a value is a Python literal, or else the text itself."""
+    settings = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals or "." not in name:
+            raise ValueError(
+                f"--set {assignment!r} is not of the form section.field=value, such as --set distill.num_steps=500"
+            )
+        settings[name.strip()] = _literal(text.strip())
+    return settings
+
+
+def checked_asset(asset: str) -> Path:
+    """Return the absolute path of a mesh file; its content is read later, by `load_mesh`."""
+    path = Path(asset)
+    if not path.is_file():
+        raise ValueError(f"--asset {asset}: there is no such file")
+    if path.suffix.lower() not in MESH_SUFFIXES:
+        raise ValueError(f"--asset {asset}: not a mesh file; its name must end in {', '.join(MESH_SUFFIXES)}")
+    if not os.access(path, os.R_OK):
+        raise ValueError(f"--asset {asset}: the file cannot be read; check its permissions")
+    if path.stat().st_size == 0:
+        raise ValueError(f"--asset {asset}: the file is empty")
+    return path.resolve()
+
+
+def checked_index(index: str, preset: str, config: RunConfig) -> None:
+    """Check that there is an index to search and that it was made with the model that will search it."""
+    if not index:
+        if not config.retrieval.clip_model.startswith("mini:"):
+            raise ValueError(
+                f"preset {preset} searches an index of your own; name it with --index DIR, or start from "
+                "a mesh with --asset FILE"
+            )
+        return
+    manifest = Path(index) / "manifest.json"
+    if not manifest.is_file():
+        raise ValueError(f"--index {index}: no index there (it has no manifest.json)")
+    try:
+        made_with = json.loads(manifest.read_text(encoding="utf-8"))["clip_model"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"--index {index}: its manifest.json is damaged; rebuild the index") from error
+    wanted = config.retrieval.clip_model
+    if _model_name(made_with) != _model_name(wanted):
+        raise ValueError(
+            f"--index {index} was made with CLIP {made_with}, this run searches with {wanted}; rebuild the "
+            "index, or choose its model with --set retrieval.clip_model=…"
+        )
+
+
+def checked_out(out: str | Path) -> Path:
+    """Create the output folder and return its absolute path, if files can be written there."""
+    path = Path(out).absolute()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"--out {out} cannot be written ({error.strerror}); choose another folder") from error
+    return path
+
+
+def _model_name(model: str) -> str:
+    """Return a model id or identity without the digest of its weights, which the index itself checks when opened."""
+    return model.partition("@")[0]
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return {"true": True, "false": False}.get(text, text)
+
+
+def _choices(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"{hint}There are: {', '.join(known)}"

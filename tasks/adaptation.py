@@ -1,0 +1,112 @@
+"""The adaptation stage: the 2D prior learns the retrieved assets' views (ReDream, Eq. 5).
+
+An output holds `adapter/` (LoRA and view prefixes as safetensors), `steps.jsonl`, and `samples/`: what the prior draws
+of the prompt for each view prefix, before and after.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from redream.config import RunConfig
+from redream.weights import weights_digest
+from tasks.rendering import load_all_views
+from tasks.runs import Run
+from tasks.stage import (
+    RETRIES,
+    RETRY_DELAYS,
+    Work,
+    choose_device,
+    is_passing,
+    loading,
+    primed,
+    run_stage,
+    share_cores,
+    stage_seed,
+)
+from tasks.store import Output, stage_key
+
+if TYPE_CHECKING:
+    from redream.prior.adaptation import AdaptStep
+    from redream.prior.stable_diffusion import StableDiffusionPrior
+
+STAGE_VERSION = 1
+
+
+@task(
+    name="adapt",
+    cache_policy=NO_CACHE,
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_DELAYS,
+    retry_condition_fn=is_passing,
+)
+def adapt(run: Run, views: Output, config: RunConfig, num_concurrent: int) -> Output:
+    """Adapt the prior to the assets' views and captions."""
+    inputs = {"views": views.digest, "prior": weights_digest(config.prior.model)}
+    settings = {
+        "adaptation": config.adaptation,
+        "camera": config.camera,
+        "background_grey": config.distill.background_grey,
+        "guidance_scale": config.distill.guidance_scale,
+        "dtype": config.prior.dtype,
+        "prompt": run.prompt,
+        "seed": run.seed,
+    }
+
+    def produce(work: Work) -> dict[str, object]:
+        import torch
+
+        from redream.prior.adaptation import adapt_prior
+        from redream.prior.stable_diffusion import StableDiffusionPrior
+
+        share_cores(num_concurrent)
+        with loading:
+            prior = StableDiffusionPrior(config.prior, choose_device())
+        _save_samples(prior, run, config, work, "before")
+        generator = torch.Generator().manual_seed(stage_seed(run.seed, "adapt"))
+        with loading:
+            steps = primed(
+                adapt_prior(
+                    prior,
+                    load_all_views(views),
+                    views.result["captions"],
+                    config.adaptation,
+                    config.camera,
+                    config.distill.background_grey,
+                    generator,
+                )
+            )
+        for step in work.follow(steps, 1 + config.adaptation.num_steps, _figures):
+            work.metrics["num_steps"] = step.step
+            if step.is_best and step.held_out_loss is not None:
+                work.metrics["held_out_loss"] = step.held_out_loss
+        prior.save_adapter(work.folder / "adapter")
+        _save_samples(prior, run, config, work, "after")
+        work.tracker.log_artifacts([work.folder / "adapter"])
+        return {"num_steps": int(work.metrics["num_steps"])}
+
+    return run_stage(run, stage_key("adapt", STAGE_VERSION, settings, inputs), asdict(config.adaptation), produce)
+
+
+def _figures(step: AdaptStep) -> dict[str, float | None]:
+    return {"loss": step.loss, "held_out_loss": step.held_out_loss}
+
+
+def _save_samples(prior: StableDiffusionPrior, run: Run, config: RunConfig, work: Work, moment: str) -> None:
+    """Draw the prompt from each side; before and after start from the same noise."""
+    from redream.images import image_grid, save_png, to_rgb, to_uint8
+    from redream.prior.adaptation import sample_views
+    from redream.prior.prompts import VIEW_NAMES
+
+    (work.folder / "samples").mkdir(exist_ok=True)
+    seed = stage_seed(run.seed, "samples")
+    images = sample_views(prior, run.prompt, config.distill.guidance_scale, config.adaptation, seed)
+    rows = to_rgb(images).split(config.adaptation.num_samples_per_view)
+    for view, row in zip(VIEW_NAMES, rows, strict=False):  # nothing is drawn from overhead
+        grid = image_grid(row, columns=len(row))
+        save_png(work.folder / "samples" / f"{view}_{moment}.png", grid)
+        work.tracker.log_image(to_uint8(grid), key=f"adapt/{view}", step=int(moment == "after"))

@@ -1,0 +1,167 @@
+"""The distillation stages: warm-up towards the retrieved assets (Eqs. 3 and 4), then the rest with the adapted prior.
+
+Both outputs hold the loop's full state (`state/`), each particle alone (`particle_<number>.safetensors`) and
+`steps.jsonl`; the second stage continues from the first one's state. While they run they save their state every minute,
+and start from it after they were killed.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from redream.config import FieldConfig, RunConfig
+from redream.weights import weights_digest
+from tasks.progress import Stopped
+from tasks.rendering import load_all_views
+from tasks.runs import Run
+from tasks.stage import (
+    RETRIES,
+    RETRY_DELAYS,
+    Work,
+    choose_device,
+    is_passing,
+    loading,
+    run_stage,
+    share_cores,
+    stage_seed,
+)
+from tasks.store import Output, StageKey, stage_key
+
+if TYPE_CHECKING:
+    from redream.distill.loop import DistillState, DistillStep, Particle
+
+STAGE_VERSION = 1
+CHECKPOINT_EVERY_SECONDS = 60.0
+NUM_PREVIEWS = 10
+PREVIEW_AZIMUTHS = 4
+
+
+@task(
+    name="warm_up",
+    cache_policy=NO_CACHE,
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_DELAYS,
+    retry_condition_fn=is_passing,
+)
+def warm_up(run: Run, views: Output, config: RunConfig, num_concurrent: int) -> Output:
+    """Run the first steps with the unadapted prior and the retrieval velocity."""
+    key = _key("warm_up", run, config, {"views": views.digest})
+
+    def produce(work: Work) -> dict[str, object]:
+        share_cores(num_concurrent)
+        return _distill(run, config, work, views, start=None, adapter=None, until_step=config.distill.warm_up_steps)
+
+    return run_stage(run, key, {**asdict(config.distill), **asdict(config.field)}, produce)
+
+
+@task(
+    name="distill",
+    cache_policy=NO_CACHE,
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_DELAYS,
+    retry_condition_fn=is_passing,
+)
+def distill(run: Run, views: Output | None, warm: Output | None, adapter: Output | None, config: RunConfig) -> Output:
+    """Optimise the particles to the end; methods without retrieval start from nothing."""
+    found = {"views": views, "warm_up": warm, "adapter": adapter}
+    inputs = {name: output.digest for name, output in found.items() if output is not None}
+
+    def produce(work: Work) -> dict[str, object]:
+        share_cores(1)
+        return _distill(run, config, work, views, start=warm, adapter=adapter, until_step=config.distill.num_steps)
+
+    key = _key("distill", run, config, inputs)
+    return run_stage(run, key, {**asdict(config.distill), **asdict(config.field)}, produce)
+
+
+def load_particles(output: Output, config: FieldConfig, device: str) -> list[Particle]:
+    """Read the particles of a finished distillation."""
+    from redream.distill import loop
+
+    return loop.load_particles(output.path("state"), config, device)
+
+
+def _key(stage: str, run: Run, config: RunConfig, inputs: dict[str, str]) -> StageKey:
+    settings = {
+        "distill": config.distill,
+        "field": config.field,
+        "camera": config.camera,
+        "dtype": config.prior.dtype,
+        "prompt": run.prompt,
+        "seed": run.seed,
+    }
+    return stage_key(stage, STAGE_VERSION, settings, {**inputs, "prior": weights_digest(config.prior.model)})
+
+
+def _distill(
+    run: Run,
+    config: RunConfig,
+    work: Work,
+    views: Output | None,
+    start: Output | None,
+    adapter: Output | None,
+    until_step: int,
+) -> dict[str, object]:
+    from safetensors.torch import save_file
+
+    from redream.distill import loop
+    from redream.prior.stable_diffusion import StableDiffusionPrior
+
+    assets = load_all_views(views) if views is not None else []
+    with loading:
+        prior = StableDiffusionPrior(config.prior, choose_device())
+        if adapter is not None:
+            prior.load_adapter(adapter.path("adapter"))
+        state = loop.create_state(prior, assets, config.distill, config.field, stage_seed(run.seed, "distill"))
+    begin = 0
+    if start is not None:
+        state.load(start.path("state"))
+        begin = state.step
+    if (work.checkpoint / "state").is_dir():
+        state.load(work.checkpoint / "state")
+    steps = loop.distill(state, prior, run.prompt, assets, config.distill, config.field, config.camera, until_step)
+    saved = time.monotonic()
+    preview_every = max(1, (until_step - begin) // NUM_PREVIEWS)
+    try:
+        for step in work.follow(steps, until_step - begin, _figures):
+            if step.step % preview_every == 0:
+                _log_preview(state, config, work, step.step)
+            if time.monotonic() - saved >= CHECKPOINT_EVERY_SECONDS:
+                state.save(work.checkpoint / "state")
+                saved = time.monotonic()
+    except Stopped:  # raised between two steps
+        state.save(work.checkpoint / "state")
+        raise
+    state.save(work.folder / "state")
+    for number, particle in enumerate(state.particles):  # for other programs: the state holds optimisers too
+        save_file(particle.state_dict(), work.folder / f"particle_{number}.safetensors")
+    work.tracker.log_artifacts(sorted(work.folder.glob("particle_*.safetensors")))
+    work.metrics["num_steps"] = state.step
+    return {"num_steps": state.step, "num_particles": len(state.particles)}
+
+
+def _figures(step: DistillStep) -> dict[str, float]:
+    return {**step.losses, "grad_norm": step.grad_norm, "t": sum(step.t) / len(step.t), "particle": step.particle}
+
+
+def _log_preview(state: DistillState, config: RunConfig, work: Work, step: int) -> None:
+    """Log what every particle looks like from four sides, one row each."""
+    import torch
+
+    from redream.cameras import orbit
+    from redream.images import composite, image_grid, to_uint8
+
+    views = config.evaluation
+    size = min(config.distill.low_resolution, views.image_size)
+    camera = orbit(PREVIEW_AZIMUTHS, views.elevation_deg, views.camera_distance, views.fovy_deg, size)
+    with torch.no_grad():
+        rows = [
+            composite(particle.render(camera.to(particle.asset_index.device), config.field), views.background).cpu()
+            for particle in state.particles
+        ]
+    work.tracker.log_image(to_uint8(image_grid(torch.cat(rows), PREVIEW_AZIMUTHS)), f"{work.stage}/preview", step)

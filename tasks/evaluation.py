@@ -1,0 +1,97 @@
+"""The evaluation stage: each particle from all sides, scored by models that had no part in making it.
+
+An output holds `report.json` with every value per view, and one contact sheet per particle.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from redream.config import RunConfig
+from redream.weights import weights_digest
+from tasks.distillation import load_particles
+from tasks.progress import track, waiting
+from tasks.runs import Run
+from tasks.stage import RETRIES, RETRY_DELAYS, Work, choose_device, is_passing, run_stage, share_cores
+from tasks.store import Output, stage_key, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from redream.distill.loop import Particle
+    from redream.metrics.report import EvaluationReport
+
+STAGE_VERSION = 1
+VIEWS_PER_BATCH = 8
+MODEL_SETTINGS = ("clip_models", "lpips_backbones")
+
+
+@task(
+    name="evaluate",
+    cache_policy=NO_CACHE,
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_DELAYS,
+    retry_condition_fn=is_passing,
+)
+def evaluate(run: Run, particles: Output, config: RunConfig) -> Output:
+    """Render every particle on the orbit and score the views."""
+    inputs = {"particles": particles.digest}
+    for kind in MODEL_SETTINGS:  # by content: their names may be paths
+        inputs |= {f"{kind}_{i}": weights_digest(model) for i, model in enumerate(getattr(config.evaluation, kind))}
+    views = {name: value for name, value in asdict(config.evaluation).items() if name not in MODEL_SETTINGS}
+    settings = {"evaluation": views, "prompt": run.prompt}
+
+    def produce(work: Work) -> dict[str, object]:
+        from redream.clip import Clip
+        from redream.images import image_grid, save_png, to_images
+        from redream.metrics.a_lpips import ALpips
+        from redream.metrics.report import evaluate_views
+
+        share_cores(1)
+        device = choose_device()
+        with waiting("loading the evaluation models"):
+            clips = {model: Clip(model, device) for model in config.evaluation.clip_models}
+            a_lpips = [ALpips(backbone, device) for backbone in config.evaluation.lpips_backbones]
+        reports = []
+        for number, particle in enumerate(load_particles(particles, config.field, device)):
+            rgb = render_orbit(particle, config, config.evaluation.image_size, "evaluate")
+            reports.append(evaluate_views(run.prompt, to_images(rgb), clips, a_lpips, config.evaluation.close_loop))
+            save_png(work.folder / f"orbit_{number}.png", image_grid(rgb[:: max(1, len(rgb) // 12)], columns=6))
+        work.metrics.update(_mean_summary(reports))
+        write_json(work.folder / "report.json", reports)
+        work.tracker.log_artifacts(sorted(work.folder.iterdir()))
+        return {"num_particles": len(reports)}
+
+    return run_stage(run, stage_key("evaluate", STAGE_VERSION, settings, inputs), asdict(config.evaluation), produce)
+
+
+def render_orbit(particle: Particle, config: RunConfig, size: int, label: str) -> Tensor:
+    """Render the orbit of the evaluation, [V, H, W, 3] before its background."""
+    import torch
+
+    from redream.cameras import orbit
+    from redream.images import composite
+
+    views = config.evaluation
+    camera = orbit(views.num_views, views.elevation_deg, views.camera_distance, views.fovy_deg, size)
+    camera = camera.to(particle.asset_index.device)
+    starts = range(0, len(camera), VIEWS_PER_BATCH)
+    batches = [camera[start : start + VIEWS_PER_BATCH] for start in starts]
+    with torch.no_grad():
+        renderings = [particle.render(batch, config.field) for batch in track(batches, label, len(batches))]
+    return torch.cat([composite(rendering, views.background).cpu() for rendering in renderings])
+
+
+def load_reports(output: Output) -> list[dict[str, Any]]:
+    """Read the reports of all particles, each an `EvaluationReport` as JSON."""
+    return json.loads(output.path("report.json").read_text())
+
+
+def _mean_summary(reports: list[EvaluationReport]) -> dict[str, float]:
+    summaries = [report.summary() for report in reports]
+    return {name: sum(summary[name] for summary in summaries) / len(summaries) for name in summaries[0]}

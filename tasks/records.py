@@ -1,0 +1,60 @@
+"""Records of runs, read: what the command shows without an orchestrator or a tracker.
+
+<out>/runs/<run_id>/   one folder per run          <out>/mlflow.db, mlartifacts/   MLflow
+<out>/store/           stage outputs, by content   <out>/.prefect/                 Prefect
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tasks.store import Output, read_output
+
+
+def read_run(out: Path, run_id: str) -> dict[str, Any]:
+    """Return a run's record.
+
+    Raises:
+        ValueError: there is no such run, or its record is unreadable.
+    """
+    path = run_folder(out, run_id) / "run.json"
+    if not path.is_file():
+        raise ValueError(f"no run {run_id!r} in {out}; `redream runs --out {out}` lists them")
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error})") from error
+
+
+def finished_stage(out: Path, record: Mapping[str, Any], stage: str) -> Output:
+    """Return the output of a run's stage.
+
+    Raises:
+        ValueError: the run has not finished that stage, or its output is gone from the store.
+    """
+    entry = record["stages"].get(stage, {})
+    if entry.get("state") not in ("computed", "cached"):
+        raise ValueError(
+            f"run {record['run_id']} has no finished stage {stage!r}; run the same command again, and it "
+            "continues from what it has"
+        )
+    output = read_output(out / entry["folder"])
+    if output is None:
+        raise ValueError(
+            f"the output of stage {stage!r} of run {record['run_id']} is gone from {out / 'store'}; run the "
+            "same command again"
+        )
+    return output
+
+
+def list_runs(out: Path) -> list[dict[str, Any]]:
+    """Return the records of all runs, the oldest first."""
+    found = (path.parent.name for path in (out / "runs").glob("*/run.json"))
+    return sorted((read_run(out, run_id) for run_id in found), key=lambda record: record["started"])
+
+
+def run_folder(out: Path, run_id: str) -> Path:
+    return out / "runs" / run_id

@@ -1,0 +1,149 @@
+"""The retrieval stage: from a prompt to the nearest assets, or from the user's own meshes to the same records.
+
+An output holds a copy of each retrieved mesh and `retrieval.json`, with mesh paths relative to its folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from redream.config import RetrievalConfig
+from redream.weights import weights_digest
+from tasks.indexing import IndexPlace
+from tasks.progress import waiting
+from tasks.runs import Run
+from tasks.stage import RETRIES, RETRY_DELAYS, Work, choose_device, is_passing, run_stage
+from tasks.store import Output, file_digest, stage_key, write_json
+
+if TYPE_CHECKING:
+    from redream.retrieval import Retrieval
+
+STAGE_VERSION = 1
+OWN_LICENSE = "the user's own"
+
+
+@task(
+    name="retrieve",
+    cache_policy=NO_CACHE,
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_DELAYS,
+    retry_condition_fn=is_passing,
+)
+def retrieve(run: Run, index: IndexPlace, config: RetrievalConfig) -> Output:
+    """Find the assets nearest to the run's prompt and keep their meshes."""
+    inputs = {"index": index.content_hash, "clip": weights_digest(config.clip_model)}
+    settings = {"prompt": run.prompt, "num_recall": config.num_recall, "num_assets": config.num_assets}
+
+    def produce(work: Work) -> dict[str, object]:
+        retrieval = search(index, run.prompt, config)
+        return _save(retrieval, work)
+
+    return run_stage(run, stage_key("retrieve", STAGE_VERSION, settings, inputs), settings, produce)
+
+
+@task(name="take_assets", cache_policy=NO_CACHE)
+def take_assets(run: Run, mesh_paths: list[str]) -> Output:
+    """Start from the user's own meshes instead: the paper's enhancement of given 3D data."""
+    inputs = {
+        f"asset_{number}_{place}": file_digest(file)
+        for number, path in enumerate(mesh_paths)
+        for place, file in enumerate(mesh_files(Path(path)))
+    }
+    settings = {"prompt": run.prompt}
+
+    def produce(work: Work) -> dict[str, object]:
+        from redream.assets import Asset, load_mesh
+        from redream.retrieval import Neighbor, Retrieval
+
+        neighbors = []
+        for number, path in enumerate(mesh_paths):
+            load_mesh(path)  # refuses what is no mesh, with the reason
+            asset = Asset(
+                asset_id=f"own-{number}-{inputs[f'asset_{number}_0'][:12]}",
+                mesh_path=path,
+                caption=run.prompt,
+                source=Path(path).name,
+                license=OWN_LICENSE,
+            )
+            neighbors.append(Neighbor(asset=asset, score=1.0, text_score=1.0))
+        return _save(Retrieval(prompt=run.prompt, neighbors=tuple(neighbors)), work)
+
+    return run_stage(run, stage_key("take_assets", STAGE_VERSION, settings, inputs), settings, produce)
+
+
+def search(index: IndexPlace, prompt: str, config: RetrievalConfig) -> Retrieval:
+    """Open an index and ask it."""
+    from redream.clip import Clip
+    from redream.retrieval import AssetIndex
+
+    with waiting("opening the index"):
+        clip = Clip(config.clip_model, choose_device())
+        opened = AssetIndex.open(index.index_dir, clip, index.asset_root)
+    return opened.search(prompt, config.num_recall, config.num_assets)
+
+
+def load_retrieval(output: Output) -> Retrieval:
+    """Read what a retrieval stage found; its meshes lie in the output."""
+    from redream.assets import Asset
+    from redream.retrieval import Neighbor, Retrieval
+
+    content = json.loads(output.path("retrieval.json").read_text())
+    neighbors = []
+    for entry in content["neighbors"]:
+        asset = Asset(**entry.pop("asset"))
+        neighbors.append(Neighbor(asset=replace(asset, mesh_path=str(output.path(asset.mesh_path))), **entry))
+    return Retrieval(prompt=content["prompt"], neighbors=tuple(neighbors))
+
+
+def mesh_files(path: Path) -> list[Path]:
+    """Return a mesh file and the files that it names, such as buffers and textures, as far as they lie below it."""
+    path = path.resolve()
+    named: list[str] = []
+    if path.suffix.lower() == ".gltf":
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        uris = [entry.get("uri", "data:") for kind in ("buffers", "images") for entry in tree.get(kind, [])]
+        named = [unquote(uri) for uri in uris if not uri.startswith("data:")]
+    elif path.suffix.lower() == ".obj":
+        libraries = _named_after(path, ("mtllib",))
+        named = libraries + [
+            texture
+            for library in libraries
+            if (path.parent / library).is_file()
+            for texture in _named_after(path.parent / library, ("map_", "norm", "bump"))
+        ]
+    root = path.parent
+    files = [root / name for name in dict.fromkeys(named)]
+    return [path, *(file for file in files if file.resolve().is_relative_to(root) and file.is_file())]
+
+
+def _named_after(path: Path, keywords: tuple[str, ...]) -> list[str]:
+    """Return the file names in lines of OBJ and MTL files that start with a keyword; options stand before a name."""
+    lines = (line.strip().partition(" ") for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
+    rests = [rest.strip() for word, _, rest in lines if word.lower().startswith(keywords) and rest.strip()]
+    return [rest if (path.parent / rest).is_file() else rest.split()[-1] for rest in rests]
+
+
+def _save(retrieval: Retrieval, work: Work) -> dict[str, object]:
+    kept = []
+    for number, neighbor in enumerate(retrieval.neighbors):
+        mesh_path = Path(neighbor.asset.mesh_path).resolve()
+        for file in mesh_files(mesh_path):
+            copy = work.folder / str(number) / os.path.relpath(file, mesh_path.parent)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+        name = f"{number}/{mesh_path.name}"
+        kept.append(replace(neighbor, asset=replace(neighbor.asset, mesh_path=name)))
+        work.metrics[f"score_{number}"] = neighbor.score
+        work.metrics[f"text_score_{number}"] = neighbor.text_score
+    write_json(work.folder / "retrieval.json", replace(retrieval, neighbors=tuple(kept)))
+    work.tracker.log_artifacts([work.folder / "retrieval.json"])
+    return {"neighbors": [asdict(neighbor) for neighbor in kept]}

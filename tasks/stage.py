@@ -1,0 +1,218 @@
+"""What every stage's task does around its one call of the method: reuse, lock, track, publish.
+
+`run_stage` looks into the store; if the output is there, the task ends in Prefect's state `Cached`. Otherwise it takes
+the key's lock, opens a nested MLflow run, lets the stage work in a folder of its own, and publishes that folder.
+Retries are decided here as well: only for causes that may pass.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, cast
+
+from prefect import Task
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.states import Completed
+
+from tasks.progress import duration, raise_if_stopped, say, track
+from tasks.runs import Run, record_failure, record_stage
+from tasks.store import Output, StageKey
+from tasks.tracking import Tracker
+
+RETRIES = 2
+RETRY_DELAYS = [10.0, 60.0]  # seconds
+PASSING_CAUSES = ("OutOfMemoryError", "ConnectionError", "TimeoutError", "BlockingIOError")
+STEPS_FILE = "steps.jsonl"
+
+# Loading or extending a model changes torch for the whole process for a moment: accelerate makes every new parameter an
+# empty one, peft draws from the global generator. Stages that run beside each other take turns.
+loading = threading.Lock()
+
+
+class StepRecord(Protocol):
+    """What a loop of the method yields."""
+
+    @property
+    def step(self) -> int: ...
+
+
+Step = TypeVar("Step", bound=StepRecord)
+Item = TypeVar("Item")
+
+
+@dataclass
+class Work:
+    """A stage at work: its folder, its checkpoint, its MLflow run. `metrics` are its final figures."""
+
+    stage: str
+    folder: Path
+    checkpoint: Path
+    tracker: Tracker
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def track(self, items: Iterable[Item], total: int | None, label: str = "") -> Iterator[Item]:
+        """Show progress over plain items."""
+        return track(items, label or self.stage, total)
+
+    def follow(
+        self, steps: Iterable[Step], total: int, figures: Callable[[Step], Mapping[str, float | None]]
+    ) -> Iterator[Step]:
+        """Pass the records of a loop on, show their progress, and log `figures` of each to MLflow and `steps.jsonl`.
+
+        A resumed loop starts behind the steps in `steps.jsonl`: those go to MLflow first, for every attempt is a run of
+        its own there. Steps that were recorded after the checkpoint come again and are dropped before.
+        """
+        path = self.checkpoint / STEPS_FILE
+        remaining = iter(steps)
+        first = next(remaining, None)
+        earlier = _read_steps(path, before=first.step if first is not None else sys.maxsize)
+        for entry in earlier:
+            self.log_figures({name: value for name, value in entry.items() if name != "step"}, entry["step"])
+        with open(path, "w") as file:
+            file.writelines(json.dumps(entry) + "\n" for entry in earlier)
+            for step in track(_chain(first, remaining), self.stage, total, len(earlier)):
+                entry = {name: value for name, value in figures(step).items() if value is not None}
+                file.write(json.dumps({"step": step.step, **entry}) + "\n")
+                file.flush()
+                self.log_figures(entry, step.step)
+                yield step
+        os.replace(path, self.folder / STEPS_FILE)
+
+    def log_figures(self, figures: Mapping[str, float | None], step: int) -> None:
+        self.tracker.log_metrics({f"{self.stage}/{name}": value for name, value in figures.items()}, step)
+
+
+def run_stage(
+    run: Run, key: StageKey, settings: Mapping[str, Any], produce: Callable[[Work], Mapping[str, Any]]
+) -> Output:
+    """Return a stage's output from the store, or let `produce` make it.
+
+    Args:
+        settings: parameters of the nested MLflow run, flat.
+        produce: writes files into `work.folder` and returns what it found as JSON.
+
+    Returns:
+        The output; where it was found in the store, in a Prefect state that says so; a future's `result()` unwraps it.
+    """
+    raise_if_stopped()
+    found = run.store.find(key)
+    if found is None:
+        with run.store.lock(key, on_wait=raise_if_stopped):
+            found = run.store.find(key)  # another run may have made it meanwhile
+            if found is None:
+                return _compute(run, key, settings, produce)
+    _track_cached(run, found)
+    say(f"{key.stage}: reused")
+    return cast(Output, Completed(name="Cached", message=f"{key.stage} {key.digest}", data=found))
+
+
+def stage_seed(seed: int, stage: str) -> int:
+    """Return a stage's own seed, so that stages draw independent numbers from one `--seed`."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{stage}".encode()).digest()[:6], "big")
+
+
+def is_passing(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
+    """Tell Prefect to try again only where the cause may pass, such as memory that another process held."""
+    error = state.result(raise_on_failure=False)
+    return any(kind.__name__ in PASSING_CAUSES for kind in type(error).__mro__)
+
+
+def choose_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def num_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def share_cores(num_stages: int) -> None:
+    """Let this thread's stage use its share of the cores: threads beyond them would wait on each other, spinning."""
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:  # the user's word counts
+        torch.set_num_threads(max(1, num_cores() // num_stages))
+
+
+def primed(items: Iterator[Item]) -> Iterator[Item]:
+    """Run a generator to its first item, which is kept for whoever iterates."""
+    first = next(items)
+    return itertools.chain([first], items)
+
+
+def _compute(
+    run: Run, key: StageKey, settings: Mapping[str, Any], produce: Callable[[Work], Mapping[str, Any]]
+) -> Output:
+    tags = {"redream.run_id": run.run_id, "redream.stage": key.stage, "redream.key": key.digest, **run.prefect_tags}
+    tracker = Tracker.start(run.tracking, key.stage, tags, parent=run.mlflow_run_id)
+    tracker.log_params(settings)
+    started = time.monotonic()
+    try:
+        folder, checkpoint = run.store.begin(key)
+        work = Work(key.stage, folder, checkpoint, tracker)
+        result = produce(work)
+        seconds = time.monotonic() - started
+        facts = {"run_id": run.run_id, "prefect": run.prefect_tags}
+        output = run.store.publish(key, result, work.metrics, seconds, tracker.run_id, facts)
+    except BaseException as error:
+        tracker.set_tags({"redream.error": f"{type(error).__name__}: {error}"[:4000]})
+        tracker.finish("FAILED" if isinstance(error, Exception) else "KILLED")
+        record_failure(run, key.stage, key.digest, error)
+        raise
+    tracker.log_final({f"{key.stage}/seconds": seconds, **_prefixed(key.stage, work.metrics)})
+    tracker.finish()
+    record_stage(run, output, is_cached=False)
+    say(f"{key.stage}: {duration(seconds)}")
+    return output
+
+
+def _track_cached(run: Run, output: Output) -> None:
+    """Leave a nested run that says where the output came from, with its final figures."""
+    tags = {
+        "redream.run_id": run.run_id,
+        "redream.stage": output.stage,
+        "redream.key": output.key,
+        "redream.cached": "true",
+        "redream.produced_by": output.mlflow_run_id,
+        **run.prefect_tags,
+    }
+    note = f"Reused from the store; made by run `{output.mlflow_run_id}` in {duration(output.seconds)}."
+    tracker = Tracker.start(run.tracking, f"{output.stage} (cached)", tags, note=note, parent=run.mlflow_run_id)
+    tracker.log_final(_prefixed(output.stage, output.metrics))
+    tracker.finish()
+    record_stage(run, output, is_cached=True)
+
+
+def _prefixed(stage: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    return {f"{stage}/{name}": value for name, value in metrics.items()}
+
+
+def _read_steps(path: Path, before: int) -> list[dict[str, Any]]:
+    """Return the recorded steps before one; a line that a kill cut short is none."""
+    steps = []
+    if path.is_file():
+        for line in path.read_text().splitlines():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                break
+            if entry["step"] < before:
+                steps.append(entry)
+    return steps
+
+
+def _chain(first: Step | None, rest: Iterator[Step]) -> Iterator[Step]:
+    if first is not None:
+        yield first
+        yield from rest

@@ -1,0 +1,53 @@
+"""Fixtures for all tests, and the one place that says which tests need a GPU, a network or patience."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# No test phones home, and none touches what the user has of Prefect or MLflow. Set before either is imported.
+os.environ.update(
+    DO_NOT_TRACK="true",
+    MLFLOW_DISABLE_TELEMETRY="true",
+    PREFECT_SERVER_ANALYTICS_ENABLED="false",
+    PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL="CRITICAL",
+    PREFECT_SERVER_API_BLOCKS_REGISTER_ON_START="false",
+    TOKENIZERS_PARALLELISM="false",
+    HF_HUB_OFFLINE="1",
+)
+for name in ("PREFECT_API_URL", "PREFECT_PROFILE", "MLFLOW_TRACKING_URI", "REDREAM_TRACEBACK"):
+    os.environ.pop(name, None)
+
+import pytest  # noqa: E402
+
+# By the ends of their names: `test_..._on_a_gpu`, `test_..._from_the_network`, `test_..._in_minutes`.
+MARKERS = {"_on_a_gpu": "gpu", "_from_the_network": "network", "_in_minutes": "slow"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        name = item.name.partition("[")[0]
+        for ending, marker in MARKERS.items():
+            if name.endswith(ending):
+                item.add_marker(marker)
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Prefect's own server with a database of the session; its start takes about ten seconds, so there is one."""
+    os.environ["PREFECT_RESULTS_LOCAL_STORAGE_PATH"] = str(tmp_path_factory.mktemp("prefect-results"))
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=600):
+        yield
+
+
+@pytest.fixture(scope="session")
+def mlflow_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an MLflow database, made once: creating its tables takes seconds."""
+    from tasks.tracking import default_tracking_uri, open_tracking
+
+    folder = tmp_path_factory.mktemp("mlflow")
+    open_tracking(default_tracking_uri(folder), folder / "mlartifacts")
+    return folder

@@ -1,0 +1,67 @@
+"""A world of tiny random models and three primitive meshes: every stage is real, nothing is worth looking at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import trimesh
+
+from index_build.build import build_index
+from redream.assets import Asset
+from redream.clip import Clip
+from redream.config import smoke
+from redream.metrics.perceptual import PerceptualConfig, PerceptualNet
+from tests.redream.conftest import save_tiny_clip, save_tiny_prior
+
+
+@dataclass(frozen=True)
+class World:
+    """Where the tiny models and their index lie, and the settings that name them."""
+
+    index: str
+    settings: dict[str, Any]
+    meshes: dict[str, str]
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    folder = tmp_path_factory.mktemp("tiny world")
+    for seed, name in enumerate(("clip-retrieval", "clip-a", "clip-b")):
+        save_tiny_clip(folder / name, seed)
+    save_tiny_prior(folder / "prior", "epsilon")
+    for seed, name in enumerate(("perceptual-a", "perceptual-b")):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            PerceptualNet(PerceptualConfig(channels=(8, 8), categories=("box",), colors=("grey",))).save(folder / name)
+    settings = {
+        "retrieval.clip_model": str(folder / "clip-retrieval"),
+        "prior.model": str(folder / "prior"),
+        "evaluation.clip_models": [str(folder / "clip-a"), str(folder / "clip-b")],
+        "evaluation.lpips_backbones": [str(folder / "perceptual-a"), str(folder / "perceptual-b")],
+        "render.image_size": 16,
+        "export.density_threshold": 1.0,  # a few steps make no dense object
+    }
+    meshes = save_meshes(folder / "catalog")
+    assets = [
+        Asset(asset_id=name, mesh_path=path, caption=f"a grey {name}", source="test", license="CC-BY-4.0", author="<A>")
+        for name, path in meshes.items()
+    ]
+    clip = Clip(settings["retrieval.clip_model"])
+    assert len(list(build_index(assets, clip, smoke().retrieval, folder / "index"))) == len(assets)
+    return World(str(folder / "index"), settings, meshes)
+
+
+def save_meshes(folder: Path) -> dict[str, str]:
+    folder.mkdir()
+    shapes = {
+        "box": trimesh.creation.box((1, 2, 3)),
+        "ball": trimesh.creation.icosphere(1),
+        "pipe": trimesh.creation.cylinder(0.3, 2.0),
+    }
+    for name, mesh in shapes.items():
+        mesh.export(folder / f"{name}.glb")
+    return {name: str(folder / f"{name}.glb") for name in shapes}

@@ -1,0 +1,116 @@
+"""The command as users call it: one line for a mistake, nothing but JSON on standard output with `--json`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows import cli
+
+
+def redream(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> tuple[int, str, str]:
+    """Run the command in this process and return its exit code, output and errors."""
+    monkeypatch.setattr(sys, "argv", ["redream", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    captured = capsys.readouterr()
+    code = ended.value.code
+    return (code if isinstance(code, int) else 0), captured.out, captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["generate", ""], "the prompt is empty"),
+        (["generate", "x" * 20_000], "20,000 characters"),
+        (["generate", "cube", "--preset", "huge"], "unknown preset"),
+        (["generate", "cube", "--method", "magic"], "unknown method"),
+        (["generate", "cube", "--set", "distill.speed=5"], "unknown setting"),
+        (["generate", "cube", "--set", "distill.num_steps=fast"], "must be of type int"),
+        (["generate", "cube", "--set", "nonsense"], "section.field=value"),
+        (["generate", "cube", "--asset", "absent.glb"], "no such file"),
+        (["generate", "cube", "--index", "absent"], "no index there"),
+        (["generate", "cube", "--seed", "many"], "--seed"),
+        (["generate", "cube", "--speed", "5"], "--speed"),
+        (["generate"], "prompt"),
+        (["search", "\x07"], "control character"),
+        (["search", "cube", "--top-k", "0"], "--top-k"),
+        (["evaluate", "absent"], "no run 'absent'"),
+        (["evaluate", "absent", "--set", "distill.num_steps=5"], "does not concern evaluation"),
+        (["ui"], "no runs in"),
+        (["index", "build", "--preset", "sd21"], "no catalog of its own"),
+        (["unknown"], "unknown"),
+    ],
+)
+def test_mistake_costs_one_line_and_exit_code_2(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = redream(arguments, capsys, monkeypatch)
+    assert code == 2
+    assert out == ""
+    assert err.startswith("redream: ")
+    assert err.count("\n") == 1
+    assert words in err
+
+
+def test_file_that_is_no_mesh_is_refused_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken mesh.glb").write_bytes(b"glTF but not really")
+    arguments = ["generate", "cube", "--asset", str(tmp_path / "broken mesh.glb"), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr("flows.request.weights_path", lambda model: model)
+    code, out, err = redream(arguments, capsys, monkeypatch)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "broken mesh.glb" in err
+    assert not (tmp_path / "out" / ".prefect").exists()
+
+
+def test_output_folder_that_cannot_be_written_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("flows.request.weights_path", lambda model: model)
+    code, out, err = redream(["generate", "cube", "--out", str(tmp_path / "file" / "out")], capsys, monkeypatch)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "cannot be written" in err
+
+
+def test_runs_of_an_empty_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert redream(["runs", "--out", str(tmp_path), "--json"], capsys, monkeypatch) == (0, "[]\n", "")
+    assert redream(["runs", "--out", str(tmp_path)], capsys, monkeypatch)[0] == 0
+
+
+def test_runs_are_listed_as_they_are_recorded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = {
+        "run_id": "20260101-000000-a-b", "flow": "generate", "state": "finished", "prompt": "[red]a cube[/red]",
+        "request": {"method": "vsd"}, "started": "2026-01-01T00:00:00+00:00", "metrics": {"clip": 0.25},
+    }  # fmt: skip
+    (tmp_path / "runs" / record["run_id"]).mkdir(parents=True)
+    (tmp_path / "runs" / record["run_id"] / "run.json").write_text(json.dumps(record))
+    _, out, _ = redream(["runs", "--out", str(tmp_path), "--json"], capsys, monkeypatch)
+    assert json.loads(out) == [record]
+    monkeypatch.setenv("COLUMNS", "200")
+    _, out, _ = redream(["runs", "--out", str(tmp_path)], capsys, monkeypatch)
+    assert "[red]a cube[/red]" in out
+    assert "clip 0.250" in out
+
+
+def test_help_names_every_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "flows.cli", "--help"], capture_output=True, text=True, check=True)
+    for command in ("generate", "search", "evaluate", "runs", "ui", "doctor", "index"):
+        assert command in done.stdout

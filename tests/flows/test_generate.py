@@ -1,0 +1,124 @@
+"""The whole method on a tiny world: every stage really runs, is tracked, and is reused."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import trimesh
+from mlflow.tracking import MlflowClient
+
+from flows.evaluate import evaluate_runs
+from flows.generate import generate
+from tasks.exporting import Made
+from tasks.records import list_runs, read_run
+from tasks.tracking import default_tracking_uri
+from tests.flows.conftest import World
+
+STAGES = ["retrieve", "align", "render", "warm_up", "adapt", "distill", "evaluate", "export"]
+PROMPT = "a grey <b>box</b>"
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("out with spaces")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tracking_uri(prefect_server: None, mlflow_folder: Path) -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        uri = default_tracking_uri(mlflow_folder)
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        yield uri
+
+
+@pytest.fixture(scope="module")
+def made(world: World, out: Path) -> Made:
+    return generate(PROMPT, preset="smoke", index=world.index, settings=world.settings, out=str(out))
+
+
+def test_every_stage_of_a_first_run_is_computed(made: Made, out: Path) -> None:
+    assert made.stages == dict.fromkeys(STAGES, "computed")
+    record = read_run(out, made.run_id)
+    assert record["state"] == "finished"
+    assert record["metrics"] == made.metrics
+    assert len([name for name in made.metrics if name.startswith("clip_score")]) == 2
+    assert len([name for name in made.metrics if name.startswith("a_lpips")]) == 2
+    assert record["prefect"]["prefect.flow_run_id"]
+
+
+def test_run_leaves_a_mesh_a_turntable_and_a_page_that_needs_nothing_else(made: Made) -> None:
+    mesh = trimesh.load_mesh(made.mesh)
+    assert len(mesh.faces) > 0
+    assert Path(made.turntable).read_bytes()[4:8] == b"ftyp"
+    page = Path(made.page).read_text()
+    assert "CC-BY-4.0" in page
+    assert PROMPT not in page  # escaped
+    assert not re.search(r"""(src|href)=["']?(https?:|//|/)""", page)
+
+
+def test_mlflow_has_a_parent_and_one_nested_run_per_stage(made: Made, tracking_uri: str) -> None:
+    client = MlflowClient(tracking_uri)
+    parent = client.get_run(made.mlflow_run_id)
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["prefect.flow_run_id"]
+    artifacts = {entry.path for entry in client.list_artifacts(made.mlflow_run_id)}
+    assert {"config.json", "run.json", "page.html", "mesh.glb", "turntable.mp4"} <= artifacts
+    nested = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{made.mlflow_run_id}'")
+    by_name = {run.info.run_name: run for run in nested}
+    assert sorted(by_name) == sorted(STAGES)
+    steps = client.get_metric_history(by_name["distill"].info.run_id, "distill/score")
+    assert [metric.step for metric in steps] == [3, 4, 5, 6]  # the first two belong to the warm-up
+    names = {entry.path for entry in client.list_artifacts(by_name["adapt"].info.run_id, "adapter")}
+    assert "adapter/pytorch_lora_weights.safetensors" in names
+
+
+def test_second_identical_run_computes_nothing(made: Made, world: World, out: Path) -> None:
+    again = generate(PROMPT, preset="smoke", index=world.index, settings=world.settings, out=str(out))
+    assert again.stages == dict.fromkeys(STAGES, "cached")
+    assert again.metrics == made.metrics
+    assert again.run_id != made.run_id
+    assert Path(again.mesh).read_bytes() == Path(made.mesh).read_bytes()
+
+
+def test_changed_setting_computes_only_what_depends_on_it(made: Made, world: World, out: Path) -> None:
+    settings = {**world.settings, "evaluation.elevation_deg": 20.0}
+    changed = generate(PROMPT, preset="smoke", index=world.index, settings=settings, out=str(out))
+    computed = {name for name, state in changed.stages.items() if state == "computed"}
+    assert computed == {"evaluate", "export"}
+
+
+def test_methods_without_retrieval_skip_its_stages(made: Made, world: World, out: Path) -> None:
+    sds = generate(PROMPT, preset="smoke", method="sds", settings=world.settings, out=str(out))
+    assert list(sds.stages) == ["distill", "evaluate", "export"]
+    assert sds.neighbors == []
+
+
+def test_own_mesh_takes_the_place_of_retrieval(made: Made, world: World, out: Path) -> None:
+    own = generate(PROMPT, preset="smoke", assets=[world.meshes["pipe"]], settings=world.settings, out=str(out))
+    assert list(own.stages)[0] == "take_assets"
+    assert [neighbor["asset"]["license"] for neighbor in own.neighbors] == ["the user's own"]
+
+
+def test_finished_run_can_be_measured_again(made: Made, world: World, out: Path) -> None:
+    measured = evaluate_runs([made.run_id], {"evaluation.num_views": 4}, str(out))
+    assert set(measured[made.run_id]["metrics"]) == set(made.metrics)
+    assert measured[made.run_id]["reports"][0]["num_views"] == 4
+
+
+def test_result_is_json(made: Made) -> None:
+    assert Made(**json.loads(json.dumps(asdict(made)))) == made
+
+
+def test_failure_is_recorded_and_raised_as_it_is(world: World, out: Path) -> None:
+    settings = {**world.settings, "export.density_threshold": 1e9}
+    with pytest.raises(ValueError, match="the field is empty"):
+        generate(PROMPT, preset="smoke", index=world.index, settings=settings, out=str(out))
+    last = list_runs(out)[-1]
+    assert last["state"] == "failed"
+    assert last["stages"]["export"]["state"] == "failed"
+    assert "the field is empty" in last["error"]

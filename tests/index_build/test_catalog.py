@@ -1,0 +1,84 @@
+"""What a catalog must hold, and how a wrong line is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from index_build.catalog import read_catalog
+
+
+def record(name: str, **changes: object) -> dict[str, object]:
+    return {"uid": name, "file": f"{name}.glb", "caption": f"a {name}", "license": "CC0-1.0", "author": "someone",
+            "source": "test", **changes}
+
+
+def write(folder: Path, *lines: object) -> Path:
+    """Write a catalog of records or raw lines, and a mesh file for each of `a`, `b` and `c`."""
+    folder.mkdir(exist_ok=True)
+    for uid in "abc":
+        (folder / f"{uid}.glb").write_bytes(b"mesh")
+    text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+    (folder / "catalog.jsonl").write_text(text + "\n", encoding="utf-8")
+    return folder
+
+
+def test_assets_are_read_in_the_catalogs_order_with_all_that_it_says_of_them(tmp_path: Path):
+    assets = read_catalog(write(tmp_path / "c", record("b", caption="ein Vögelchen"), record("a", extra=1)))
+    assert [asset.asset_id for asset in assets] == ["b", "a"]
+    first = assets[0]
+    assert (first.caption, first.license, first.author, first.source) == ("ein Vögelchen", "CC0-1.0", "someone", "test")
+    assert Path(first.mesh_path) == (tmp_path / "c" / "b.glb").resolve() and Path(first.mesh_path).is_absolute()
+
+
+def test_the_truth_beside_a_catalog_is_not_read(tmp_path: Path):
+    folder = write(tmp_path / "c", record("a"))
+    without = read_catalog(folder)
+    (folder / "truth.json").write_text("{ not json")
+    assert read_catalog(folder) == without
+
+
+def test_line_separators_inside_a_caption_do_not_split_the_line(tmp_path: Path):
+    line = json.dumps(record("a", caption="one\u2028two\u0085three"), ensure_ascii=False)
+    assert read_catalog(write(tmp_path / "c", line))[0].caption == "one\u2028two\u0085three"
+
+
+@pytest.mark.parametrize(
+    ("second_line", "complaint"),
+    [
+        (record("a"), "'a' occurs twice"),
+        (record("b", file="nowhere.glb"), "'nowhere.glb' does not exist"),
+        (record("b", file="../outside.glb"), "outside"),
+        (record("b", file="/etc/hostname"), "outside"),
+        (record("b", file=""), "'file' is empty"),
+        (record("b", caption="  "), "'caption' is empty"),
+        (record("b", caption=None), "'caption' is None"),
+        ({k: v for k, v in record("b").items() if k != "license"}, "'license' is None"),
+        (record("b", uid=7), "'uid' is 7"),
+        ("{ not json", "not JSON"),
+        ("[1, 2]", "not an object"),
+    ],
+)
+def test_a_wrong_line_is_refused_by_its_number(tmp_path: Path, second_line: object, complaint: str):
+    (tmp_path / "outside.glb").write_bytes(b"mesh")
+    folder = write(tmp_path / "c", record("a"), "", second_line)
+    with pytest.raises(ValueError, match="catalog.jsonl line 3: ") as refusal:
+        read_catalog(folder)
+    assert complaint in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_a_link_out_of_the_folder_is_refused(tmp_path: Path):
+    folder = write(tmp_path / "c", record("d"))
+    (tmp_path / "outside.glb").write_bytes(b"mesh")
+    (folder / "d.glb").symlink_to(tmp_path / "outside.glb")
+    with pytest.raises(ValueError, match="outside"):
+        read_catalog(folder)
+
+
+def test_a_folder_without_a_catalog_and_an_empty_catalog_are_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"no catalog\.jsonl"):
+        read_catalog(tmp_path)
+    with pytest.raises(ValueError, match="lists no assets"):
+        read_catalog(write(tmp_path / "c", ""))

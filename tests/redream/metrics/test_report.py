@@ -1,0 +1,49 @@
+"""Laws of the evaluation report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from redream.clip import Clip
+from redream.metrics.a_lpips import ALpips
+from redream.metrics.perceptual import PerceptualNet, pool_config
+from redream.metrics.report import EvaluationReport, evaluate_views, metric_key
+
+
+@pytest.fixture
+def report(tiny_clip_folder: Path, tmp_path: Path, generator: torch.Generator) -> EvaluationReport:
+    net = PerceptualNet(pool_config(("cat",), ("red",)))
+    net.save(tmp_path / "perceptual")
+    images = torch.rand(6, 3, 16, 16, generator=generator)
+    azimuth_deg = torch.arange(6) * 60.0
+    clips = {"mini:clip-eval-a": Clip(str(tiny_clip_folder))}
+    return evaluate_views("an owl", images, clips, [ALpips(str(tmp_path / "perceptual"))], judge=(net, azimuth_deg))
+
+
+def test_averages_are_those_of_the_kept_values(report: EvaluationReport):
+    for means, values in ((report.clip_score, report.clip_score_per_view), (report.a_lpips, report.a_lpips_per_pair)):
+        assert means.keys() == values.keys() and len(means) == 1
+        for name, mean in means.items():
+            assert mean == pytest.approx(sum(values[name]) / len(values[name]))
+    assert {len(values) for values in report.clip_score_per_view.values()} == {report.num_views}
+    assert {len(values) for values in report.a_lpips_per_pair.values()} == {report.num_views - 1}
+
+
+def test_the_report_survives_json(report: EvaluationReport):
+    assert json.loads(json.dumps(dataclasses.asdict(report)))["clip_score"] == report.clip_score
+
+
+def test_a_miniature_figure_is_never_named_like_a_vgg_figure():
+    assert metric_key("a_lpips", "vgg") == "a_lpips_vgg"
+    assert metric_key("a_lpips", "mini:perceptual-a") == "a_lpips_mini_perceptual_a"
+    assert metric_key("clip_score", "ViT-L-14-quickgelu/openai") == "clip_score_vit_l_14_quickgelu_openai"
+
+
+def test_the_summary_has_every_average_once(report: EvaluationReport):
+    summary = report.summary()
+    assert len(summary) == 3 and "wrong_front_share" in summary and "clip_score_mini_clip_eval_a" in summary

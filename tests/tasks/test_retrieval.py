@@ -1,0 +1,85 @@
+"""Retrieval outputs stand on their own: a mesh takes along the files that it names, and nothing from elsewhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import trimesh
+from PIL import Image
+from prefect.client.schemas.objects import State
+
+from redream.assets import load_mesh
+from tasks.retrieval import OWN_LICENSE, load_retrieval, mesh_files, take_assets
+from tasks.runs import Run
+from tasks.store import Output
+
+
+def taken(run: Run, *paths: Path) -> Output:
+    got: Any = take_assets.fn(run, [str(path) for path in paths])
+    return got.result() if isinstance(got, State) else got
+
+
+@pytest.fixture
+def gltf(tmp_path: Path) -> Path:
+    """A glTF with its buffer in a file of its own."""
+    folder = tmp_path / "my model"
+    folder.mkdir()
+    files: Any = trimesh.Scene(trimesh.creation.box()).export(file_type="gltf")
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return folder / "model.gltf"
+
+
+@pytest.fixture
+def obj(tmp_path: Path) -> Path:
+    folder = tmp_path / "textured"
+    folder.mkdir()
+    (folder / "box.obj").write_text("mtllib a box.mtl\nv 0 0 0\nv 1 0 0\nv 0 1 0\nvt 0 0\nusemtl m\nf 1/1 2/1 3/1\n")
+    (folder / "a box.mtl").write_text("newmtl m\nmap_Kd -s 1 1 1 wood.png\n")
+    Image.fromarray(np.full((4, 4, 3), 99, dtype=np.uint8)).save(folder / "wood.png")
+    return folder / "box.obj"
+
+
+def test_gltf_takes_its_buffers_along(gltf: Path, run: Run) -> None:
+    assert len(mesh_files(gltf)) == 2
+    (neighbor,) = load_retrieval(taken(run, gltf)).neighbors
+    assert Path(neighbor.asset.mesh_path).is_relative_to(run.out)
+    assert len(load_mesh(neighbor.asset.mesh_path).geometry) == 1
+    assert neighbor.asset.license == OWN_LICENSE
+    assert neighbor.asset.caption == run.prompt
+
+
+def test_obj_takes_its_materials_and_textures_along(obj: Path, run: Run) -> None:
+    assert [path.name for path in mesh_files(obj)] == ["box.obj", "a box.mtl", "wood.png"]
+    output = taken(run, obj)
+    assert {path.name for path in output.path("0").iterdir()} == {"box.obj", "a box.mtl", "wood.png"}
+
+
+def test_changed_texture_is_another_input(obj: Path, run: Run) -> None:
+    before = taken(run, obj)
+    Image.fromarray(np.zeros((4, 4, 3), dtype=np.uint8)).save(obj.with_name("wood.png"))
+    assert taken(run, obj).key != before.key
+
+
+def test_moved_mesh_is_the_same_input(obj: Path, run: Run, tmp_path: Path) -> None:
+    before = taken(run, obj)
+    obj.parent.rename(tmp_path / "moved")
+    assert taken(run, tmp_path / "moved" / obj.name).key == before.key
+
+
+def test_files_outside_the_mesh_s_folder_stay_where_they_are(tmp_path: Path) -> None:
+    (tmp_path / "secret.bin").write_text("secret")
+    (tmp_path / "model").mkdir()
+    tree = {"asset": {"version": "2.0"}, "buffers": [{"uri": "../secret.bin"}, {"uri": str(tmp_path / "secret.bin")}]}
+    (tmp_path / "model" / "a.gltf").write_text(json.dumps(tree))
+    assert [path.name for path in mesh_files(tmp_path / "model" / "a.gltf")] == ["a.gltf"]
+
+
+def test_file_that_is_no_mesh_is_refused(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "broken.glb").write_bytes(b"glTF")
+    with pytest.raises(ValueError, match=r"broken\.glb"):
+        take_assets.fn(run, [str(tmp_path / "broken.glb")])
