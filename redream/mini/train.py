@@ -24,8 +24,8 @@ from redream.weights import MINI_WEIGHTS
 NUM_STEPS = {
     "judge": 1_000,
     "clip-retrieval": 1_000,
-    "clip-eval-a": 700,
-    "clip-eval-b": 700,
+    "clip-eval-a": 500,
+    "clip-eval-b": 500,
     "perceptual-a": 250,
     "perceptual-b": 250,
     "prior": 4_100,
