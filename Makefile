@@ -8,8 +8,8 @@ UV = sh .ci/with-uv
 .PHONY: demo test test-all check format lock clean
 
 demo: ## prompt to 3D object on this machine, with the embedded miniature
-	$(UV) sync --frozen --no-dev
-	$(UV) run --frozen --no-dev redream generate "$(PROMPT)" --preset mini
+	$(UV) sync --frozen --no-dev --inexact
+	$(UV) run --no-sync redream generate "$(PROMPT)" --preset mini
 
 test: ## everything that needs no GPU, no network and no patience
 	$(UV) sync --frozen

@@ -30,6 +30,7 @@ from flows.request import (
     checked_out,
     checked_prompt,
     checked_request,
+    checked_weights,
     parsed_settings,
 )
 from redream.config import RunConfig
@@ -102,6 +103,7 @@ def search(
     config = checked_config(preset, "redream", overrides)
     text = checked_prompt(prompt)
     checked_index(index, preset, config)
+    checked_weights(config)
     place = _open_index(index, config, preset, checked_out(out))
     from tasks.retrieval import search as search_index
 
@@ -220,6 +222,7 @@ def index_build(
     config = checked_config(preset, "redream", parsed_settings(settings))
     if not config.retrieval.clip_model.startswith("mini:"):
         raise ValueError(f"preset {preset} has no catalog of its own to index; choose mini")
+    checked_weights(config)
     folder = checked_out(out)
     with _services(folder):
         from flows.build_index import build_index

@@ -17,7 +17,7 @@ from redream.config import PRESETS
 from redream.weights import MINI_WEIGHTS, weights_path
 
 GL_TIMEOUT_SECONDS = 60
-MINI_MODELS = ("prior", "clip-retrieval", "clip-eval-a", "clip-eval-b", "perceptual-a", "perceptual-b")
+MINI_MODELS = ("prior", "clip-retrieval", "clip-eval-a", "clip-eval-b", "perceptual-a", "perceptual-b", "judge")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from redream.config import PRESETS, Method, RunConfig, with_overrides
-from redream.weights import weights_path
+from redream.weights import weights_digest, weights_path
 
 DEFAULT_OUT = "redream-out"
 MAX_PROMPT_CHARS = 1000
@@ -170,11 +170,11 @@ def checked_index(index: str, preset: str, config: RunConfig) -> None:
         made_with = json.loads(manifest.read_text(encoding="utf-8"))["clip_model"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"--index {index}: its manifest.json is damaged; rebuild the index") from error
-    wanted = config.retrieval.clip_model
-    if _model_name(made_with) != _model_name(wanted):
+    wanted = _clip_identity(config.retrieval.clip_model)
+    if wanted is not None and made_with != wanted:
         raise ValueError(
-            f"--index {index} was made with CLIP {made_with}, this run searches with {wanted}; rebuild the "
-            "index, or choose its model with --set retrieval.clip_model=…"
+            f"--index {index} was made with CLIP {made_with}, this run searches with {wanted}; rebuild the index, or "
+            "choose its model with --set retrieval.clip_model=…"
         )
 
 
@@ -191,9 +191,13 @@ def checked_out(out: str | Path) -> Path:
     return path
 
 
-def _model_name(model: str) -> str:
-    """Return a model id or identity without the digest of its weights, which the index itself checks when opened."""
-    return model.partition("@")[0]
+def _clip_identity(model: str) -> str | None:
+    """Return what an index says of the CLIP it was made with, or nothing where only the opened model can tell."""
+    if model.startswith("mini:"):
+        return f"{model}@{weights_digest(model)}"
+    if Path(model).is_dir():
+        return f"{Path(model).resolve().name}@{weights_digest(model)}"
+    return None if Path(model.partition("/")[2]).is_file() else model
 
 
 def _literal(text: str) -> Any:

@@ -83,7 +83,7 @@ def load_mesh(path: str | Path, limits: MeshLimits = MeshLimits()) -> trimesh.Sc
             raw = _load_gltf(path, tree, binary, limits)
         else:
             tree = {}
-            resolver = _FolderResolver(path, limits)
+            resolver: Any = _FolderResolver(path, limits)  # trimesh's own class wants it to list and write files
             raw = trimesh.load_scene(io.BytesIO(content), file_type=file_type, resolver=resolver)
         return _plain_scene(path, raw, tree, limits)
     except AssetError:
@@ -107,7 +107,8 @@ def normalize_mesh(scene: trimesh.Scene, object_radius: float = 0.5) -> trimesh.
 
 def turn_mesh(scene: trimesh.Scene, azimuth_deg: float) -> trimesh.Scene:
     """Turn a scene about +z, so that what faced +x then faces `azimuth_deg`."""
-    return _moved(scene, trimesh.transformations.rotation_matrix(math.radians(azimuth_deg), [0.0, 0.0, 1.0]))
+    turn = trimesh.transformations.rotation_matrix(math.radians(azimuth_deg), [0.0, 0.0, 1.0])
+    return _moved(scene, np.asarray(turn, dtype=np.float64))
 
 
 def scene_parts(scene: trimesh.Scene) -> list[tuple[trimesh.Trimesh, Float[np.ndarray, "4 4"]]]:
@@ -222,7 +223,7 @@ def _load_gltf(path: Path, tree: dict[str, Any], binary: bytes | None, limits: M
     if unreadable:
         raise AssetError(f"{path.name} requires the glTF extension {', '.join(unreadable)}, which cannot be read.")
     _check_nodes(path, tree)
-    resolver = _FolderResolver(path, limits)
+    resolver: Any = _FolderResolver(path, limits)
     for entry in [*tree.get("buffers", []), *tree.get("images", [])]:
         if (uri := entry.get("uri")) is not None and not uri.startswith("data:"):
             resolver.check(uri)

@@ -146,7 +146,7 @@ def _distill(
 
 
 def _figures(step: DistillStep) -> dict[str, float]:
-    return {**step.losses, "grad_norm": step.grad_norm, "t": sum(step.t) / len(step.t), "particle": step.particle}
+    return {**step.losses, "grad_norm": step.grad_norm, "t": sum(step.t) / len(step.t), "particle": float(step.particle)}
 
 
 def _log_preview(state: DistillState, config: RunConfig, work: Work, step: int) -> None:

@@ -30,6 +30,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
+from trimesh.visual import ColorVisuals
 from trimesh.visual.material import PBRMaterial
 
 from redream.assets import scene_parts, srgb_to_linear
@@ -62,7 +63,7 @@ class AssetViews:
 
 
 def render_mesh(scene: trimesh.Scene, camera: Camera) -> Rendering:
-    """Render a scene from a batch of cameras, in 2 to 3 ms per view at 64 x 64 (usual assets) after 0.1 s for the context.
+    """Render a scene from a batch of cameras, in 2 to 3 ms per view at 64 x 64 after 0.1 s for the context.
 
     Values are multiples of 1/255. Depth is measured along the ray of the pixel's centre but taken from one sample of
     the pixel, so at silhouettes it may be 0 where opacity is not.
@@ -130,7 +131,7 @@ def gl_renderer() -> str:
     with _gl_lock, _renderer(1, 1):
         from OpenGL import GL
 
-        return GL.glGetString(GL.GL_RENDERER).decode()
+        return str(GL.glGetString(GL.GL_RENDERER), "ascii")
 
 
 @contextmanager
@@ -274,7 +275,7 @@ def _shading_vertices(
     """
     num_faces = len(mesh.faces)
     corners = np.asarray(mesh.faces).reshape(-1)
-    if mesh.visual.kind == "face":
+    if isinstance(mesh.visual, ColorVisuals) and mesh.visual.kind == "face":
         return corners, np.arange(3 * num_faces).reshape(-1, 3), np.repeat(mesh.face_normals, 3, axis=0)
     if "vertex_normals" in mesh._cache:  # trimesh keeps those of the file there
         return np.arange(len(mesh.vertices)), np.asarray(mesh.faces), np.asarray(mesh.vertex_normals, dtype=np.float64)
@@ -318,7 +319,7 @@ def _appearance(
     mesh: trimesh.Trimesh, kept: Int[np.ndarray, " vertices"]
 ) -> tuple[Float[np.ndarray, "vertices 4"], Float[np.ndarray, "vertices 2"], _Look]:
     """Return linear colour and uv of the kept vertices, and the part's look."""
-    visual = mesh.visual
+    visual: Any = mesh.visual  # colours or a texture, told apart by `kind`
     rgba = np.tile([GREY, GREY, GREY, 1.0], (len(kept), 1))
     uv = np.zeros((len(kept), 2))
     if visual.kind == "face":
@@ -349,13 +350,14 @@ def _material_look(material: Any) -> tuple[Float[np.ndarray, " 4"], _Look]:
         base_color = np.asarray(material.baseColorFactor, dtype=np.float64) / 255.0
     elif material.baseColorTexture is None:
         base_color[:3] = GREY
-    cutoffs = {"BLEND": None, "MASK": 0.5 if material.alphaCutoff is None else float(material.alphaCutoff)}
+    mask_cutoff = 0.5 if material.alphaCutoff is None else float(material.alphaCutoff)
+    cutoffs = {"BLEND": None, "MASK": mask_cutoff}
     emissive = np.zeros(3) if material.emissiveFactor is None else np.asarray(material.emissiveFactor, dtype=np.float64)
     return base_color, _Look(
         base_texture=material.baseColorTexture,
         emissive_texture=material.emissiveTexture,
         emissive_factor=tuple(emissive.tolist()),
-        alpha_cutoff=cutoffs.get(material.alphaMode, 0.0),
+        alpha_cutoff=cutoffs.get(material.alphaMode or "OPAQUE", 0.0),
     )
 
 

@@ -23,7 +23,6 @@ from redream.images import Rendering
 DensityAndColor = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Occupied = Callable[[Tensor], Tensor]
 
-
 CANDIDATES_PER_CHUNK = 2**22  # that are tested for occupancy at once; bounds the memory of sampling
 
 
@@ -111,7 +110,7 @@ def sample_rays(
         rays_d: unit vectors.
         num_samples: intervals along the cube's diagonal, and so the most that a ray can have.
         occupied: tells which positions may hold matter; None keeps them all.
-        generator: shifts each ray's intervals by its own random part of one; None centres them between entry and exit.
+        generator: shifts each ray's intervals by its own random part of one; None starts them where the ray enters.
     """
     t_near, t_far = intersect_cube(rays_o, rays_d, radius)
     step = step_length(radius, num_samples)
@@ -172,14 +171,14 @@ def _num_samples(samples: RaySamples) -> Int[Tensor, " rays"]:
 
 def _sum_before(values: Float[Tensor, " samples"], samples: RaySamples) -> Float[Tensor, " samples"]:
     """Return the sum of the ray's values before each sample."""
-    # One row per ray: a cumulative sum over all samples would lose a ray's digits to the rays before it.
+    # One row per ray, since a cumulative sum over all samples would lose a ray's digits to the rays before it; and each
+    # row starts with a zero, since taking a sample's own value off again would lose those before an opaque one.
     if len(samples) == 0:
         return values
     counts = _num_samples(samples)
     firsts = counts.cumsum(0) - counts
-    longest = int(counts.max())
+    width = int(counts.max()) + 1
     ranks = torch.arange(len(samples), device=values.device) - firsts[samples.ray_indices]
-    slots = samples.ray_indices * longest + ranks
-    rows = values.new_zeros(samples.num_rays * longest).index_copy(0, slots, values)
-    sums = rows.reshape(samples.num_rays, longest).cumsum(dim=1).reshape(-1).index_select(0, slots)
-    return sums - values
+    slots = samples.ray_indices * width + ranks
+    rows = values.new_zeros(samples.num_rays * width).index_copy(0, slots + 1, values)
+    return rows.reshape(samples.num_rays, width).cumsum(dim=1).reshape(-1).index_select(0, slots)

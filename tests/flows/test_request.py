@@ -19,6 +19,7 @@ from flows.request import checked_prompt, checked_request, parsed_settings
 def weights_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """These tests are about requests; whether the miniature's weights are trained is another question."""
     monkeypatch.setattr(request, "weights_path", lambda model: model)
+    monkeypatch.setattr(request, "weights_digest", lambda model: "0123456789abcdef")
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,12 @@ def test_file_that_cannot_be_a_mesh_is_refused(tmp_path: Path, name: str, conten
 
 @pytest.mark.parametrize(
     ("manifest", "message"),
-    [('{"clip_model": "ViT-B-32/openai"}', "made with CLIP ViT-B-32/openai"), ("{half", "damaged"), ("[]", "damaged")],
+    [
+        ('{"clip_model": "ViT-B-32/openai"}', "made with CLIP ViT-B-32/openai"),
+        ('{"clip_model": "mini:clip-retrieval@fedcba9876543210"}', "made with CLIP mini:clip-retrieval@fedc"),
+        ("{half", "damaged"),
+        ("[]", "damaged"),
+    ],
 )
 def test_index_of_another_model_is_refused(tmp_path: Path, manifest: str, message: str) -> None:
     (tmp_path / "manifest.json").write_text(manifest)
@@ -127,3 +133,10 @@ def test_checking_imports_nothing_heavy() -> None:
         "print([name for name in ('torch', 'numpy', 'prefect', 'mlflow', 'trimesh') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_local_model_is_known_by_its_name_and_content(tmp_path: Path) -> None:
+    (tmp_path / "my clip").mkdir()
+    (tmp_path / "manifest.json").write_text(json.dumps({"clip_model": "my clip@0123456789abcdef"}))
+    settings = {"retrieval.clip_model": str(tmp_path / "my clip")}
+    checked_request("a red cube", out=tmp_path, index=str(tmp_path), settings=settings)

@@ -67,6 +67,10 @@ def write_gltf(folder: Path, tree: dict[str, Any], name: str = "model.gltf") -> 
     return path
 
 
+def first_visual(scene: trimesh.Scene) -> Any:
+    return scene_parts(scene)[0][0].visual
+
+
 def refusal(path: Path, limits: MeshLimits = DEFAULT_LIMITS) -> str:
     """Return the sentence with which a file is refused, after checking its form."""
     with pytest.raises(AssetError) as error:
@@ -152,9 +156,9 @@ def test_linear_vertex_colors_of_gltf_become_srgb_bytes(tmp_path: Path, dtype: s
     linear = np.append(srgb_to_linear(srgb[:3] / 255.0), 1.0)
     top = 1.0 if dtype == "float32" else np.iinfo(dtype).max
     colors = np.tile((linear * top).astype(dtype), (3, 1))
-    (part, _), *_ = scene_parts(load_mesh(write_gltf(tmp_path, gltf(colors=colors))))
+    visual = first_visual(load_mesh(write_gltf(tmp_path, gltf(colors=colors))))
     tolerance = 10 if dtype == "uint8" else 1  # 8 linear bits are coarse in the dark
-    np.testing.assert_allclose(part.visual.vertex_colors[0].astype(int), srgb, atol=tolerance)
+    np.testing.assert_allclose(visual.vertex_colors[0].astype(int), srgb, atol=tolerance)
 
 
 def test_vertex_colors_beside_a_material_survive_normalizing_and_turning(tmp_path: Path) -> None:
@@ -162,15 +166,17 @@ def test_vertex_colors_beside_a_material_survive_normalizing_and_turning(tmp_pat
     tree = gltf(colors=colors, materials=[{"pbrMetallicRoughness": {"baseColorFactor": [1, 1, 1, 1]}}])
     tree["meshes"][0]["primitives"][0]["material"] = 0
     scene = turn_mesh(normalize_mesh(load_mesh(write_gltf(tmp_path, tree))), 30.0)
-    (part, _), *_ = scene_parts(scene)
-    assert part.visual.vertex_attributes["color"].tolist() == [[255, 0, 0, 255]] * 3
+    assert first_visual(scene).vertex_attributes["color"].tolist() == [[255, 0, 0, 255]] * 3
 
 
 def test_textures_beside_the_file_are_read(tmp_path: Path) -> None:
     Image.new("RGB", (2, 2), (10, 200, 30)).save(tmp_path / "my colours.png")
     tree = textured(tmp_path, "my%20colours.png")
-    (part, _), *_ = scene_parts(load_mesh(write_gltf(tmp_path, tree)))
-    assert part.visual.material.baseColorTexture.getpixel((0, 0)) == (10, 200, 30)
+    assert first_visual(load_mesh(write_gltf(tmp_path, tree))).material.baseColorTexture.getpixel((0, 0)) == (
+        10,
+        200,
+        30,
+    )
 
 
 def textured(folder: Path, uri: str, transform: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -190,17 +196,17 @@ def textured(folder: Path, uri: str, transform: dict[str, Any] | None = None) ->
 def test_texture_transforms_scale_and_shift_the_uv(tmp_path: Path) -> None:
     Image.new("RGB", (2, 2)).save(tmp_path / "t.png")
     tree = textured(tmp_path, "t.png", {"scale": [0.5, 0.25], "offset": [0.1, 0.2]})
-    (part, _), *_ = scene_parts(load_mesh(write_gltf(tmp_path, tree)))
+    uv = first_visual(load_mesh(write_gltf(tmp_path, tree))).uv
     gltf_uv = np.array([[0, 0], [1, 0], [0, 1]]) * [0.5, 0.25] + [0.1, 0.2]
-    np.testing.assert_allclose(part.visual.uv, np.stack([gltf_uv[:, 0], 1 - gltf_uv[:, 1]], axis=1), atol=1e-6)
+    np.testing.assert_allclose(uv, np.stack([gltf_uv[:, 0], 1 - gltf_uv[:, 1]], axis=1), atol=1e-6)
 
 
 def test_texture_rotation_follows_the_example_of_the_extension(tmp_path: Path) -> None:
     """KHR_texture_transform's README: these values show "only the lower left quadrant of the source image"."""
     Image.new("RGB", (2, 2)).save(tmp_path / "t.png")
     transform = {"offset": [0, 1], "rotation": np.pi / 2, "scale": [0.5, 0.5]}
-    (part, _), *_ = scene_parts(load_mesh(write_gltf(tmp_path, textured(tmp_path, "t.png", transform))))
-    uv = np.asarray(part.visual.uv)  # v grows upwards here, so that quadrant is [0, 0.5] in both
+    uv = first_visual(load_mesh(write_gltf(tmp_path, textured(tmp_path, "t.png", transform)))).uv
+    # v grows upwards here, so that quadrant is [0, 0.5] in both.
     assert uv.min() >= -1e-6
     assert uv.max() <= 0.5 + 1e-6
 
@@ -303,11 +309,11 @@ def test_a_material_library_outside_the_folder_is_not_read(tmp_path: Path) -> No
     obj = folder / "model.obj"
     obj.write_text("mtllib ../evil.mtl\nusemtl paint\nv 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
     try:
-        (part, _), *_ = scene_parts(load_mesh(obj))
+        visual = first_visual(load_mesh(obj))
     except AssetError as error:
         assert "outside its own folder" in str(error)
     else:
-        assert part.visual.kind != "texture" or part.visual.material.diffuse[:3].tolist() != [255, 0, 0]
+        assert visual.kind != "texture" or visual.material.diffuse[:3].tolist() != [255, 0, 0]
 
 
 @pytest.mark.parametrize("extension", ["VENDOR_unknown_thing", "EXT_meshopt_compression", "KHR_texture_basisu"])

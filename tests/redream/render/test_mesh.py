@@ -6,13 +6,14 @@ import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import trimesh
 from PIL import Image
-from trimesh.visual import TextureVisuals
+from trimesh.visual import ColorVisuals, TextureVisuals
 from trimesh.visual.material import PBRMaterial
 
 from redream.assets import load_mesh, srgb_to_linear, turn_mesh
@@ -35,21 +36,24 @@ def opengl() -> None:
 
 
 def view(azimuth_deg: float = 0.0, elevation_deg: float = 0.0, size: int = 64) -> Camera:
-    angles = [torch.tensor([float(value)]) for value in (azimuth_deg, elevation_deg, DISTANCE, FOVY)]
-    return cameras_at(*angles, size)
+    azimuth, elevation, distance, fovy = torch.tensor([azimuth_deg, elevation_deg, DISTANCE, FOVY]).split(1)
+    return cameras_at(azimuth, elevation, distance, fovy, size)
 
 
 def colored_box(half: float = 0.25, colors: dict[tuple, tuple] = FACES) -> trimesh.Trimesh:
     box = trimesh.creation.box((2 * half,) * 3)
     normals = [tuple(np.rint(normal).astype(int)) for normal in box.face_normals]
-    box.visual.face_colors = [(*colors[normal], 255) for normal in normals]
+    box.visual = ColorVisuals(box, face_colors=np.array([(*colors[normal], 255) for normal in normals], dtype=np.uint8))
     return box
+
+
+def painted(mesh: trimesh.Trimesh, color: tuple[int, int, int] = RED) -> trimesh.Trimesh:
+    mesh.visual = ColorVisuals(mesh, vertex_colors=np.tile(np.array([*color, 255], np.uint8), (len(mesh.vertices), 1)))
+    return mesh
 
 
 def plain_box(color: tuple[int, int, int] = RED, half: float = 0.25) -> trimesh.Trimesh:
-    box = trimesh.creation.box((2 * half,) * 3)
-    box.visual.vertex_colors = (*color, 255)
-    return box
+    return painted(trimesh.creation.box((2 * half,) * 3), color)
 
 
 def center_color(rendering: Rendering, index: int = 0) -> np.ndarray:
@@ -165,8 +169,7 @@ def test_a_mirrored_instance_looks_like_a_mirrored_mesh() -> None:
 
 def test_an_open_sheet_is_seen_from_both_sides() -> None:
     corners = np.array([[0, -1, -1], [0, 1, -1], [0, 1, 1], [0, -1, 1]]) * 0.3
-    sheet = trimesh.Trimesh(corners, [[0, 1, 2], [0, 2, 3]], process=False)
-    sheet.visual.vertex_colors = (*RED, 255)
+    sheet = painted(trimesh.Trimesh(corners, [[0, 1, 2], [0, 2, 3]], process=False))
     rendering = render_mesh(trimesh.Scene(sheet), orbit(2, 0.0, DISTANCE, FOVY, 64))
     torch.testing.assert_close(rendering.rgb[0], rendering.rgb[1].flip(1), atol=1.1 / 255, rtol=0)
     assert rendering.opacity[0].mean() > 0.1
@@ -192,8 +195,7 @@ def test_light_moves_with_the_camera() -> None:
 
 
 def test_shading_shows_shape() -> None:
-    ball = trimesh.creation.icosphere(4, radius=0.4)
-    ball.visual.vertex_colors = (200, 200, 200, 255)
+    ball = painted(trimesh.creation.icosphere(4, radius=0.4), (200, 200, 200))
     rgb = render_mesh(trimesh.Scene(ball), view(size=64)).rgb[0, ..., 0]
     assert rgb[26, 32] > rgb[44, 32] + 0.05  # lit from above
     assert 0.6 < rgb[44, 32] / rgb[26, 32] < 0.95
@@ -206,7 +208,7 @@ def test_shared_vertices_of_a_box_keep_flat_faces() -> None:
 
 def test_face_vertex_and_material_colors_mean_the_same() -> None:
     by_face, by_vertex, by_material = plain_box(), plain_box(), plain_box()
-    by_face.visual = trimesh.visual.ColorVisuals(by_face, face_colors=np.tile([*RED, 255], (12, 1)))
+    by_face.visual = ColorVisuals(by_face, face_colors=np.tile([*RED, 255], (12, 1)))
     linear = np.append(srgb_to_linear(np.array(RED) / 255.0), 1.0)
     by_material.visual = TextureVisuals(material=PBRMaterial(baseColorFactor=linear))
     by_vertex, by_face, by_material = (
@@ -217,15 +219,13 @@ def test_face_vertex_and_material_colors_mean_the_same() -> None:
 
 
 def test_a_glb_with_linear_vertex_colors_shows_their_srgb(tmp_path: Path) -> None:
-    box = plain_box()
-    linear = np.append(srgb_to_linear(np.array(RED) / 255.0), 1.0)
-    box.visual.vertex_colors = np.rint(255 * linear).astype(np.uint8)
-    box.export(tmp_path / "box.glb")
+    red, green, blue = np.rint(255 * srgb_to_linear(np.array(RED) / 255.0)).astype(int).tolist()
+    plain_box((red, green, blue)).export(tmp_path / "box.glb")
     rendering = render_mesh(load_mesh(tmp_path / "box.glb"), view())
     np.testing.assert_allclose(center_color(rendering), RED, atol=0.15 * 255)
 
 
-def textured_sheet(image: Image.Image, **material: object) -> trimesh.Trimesh:
+def textured_sheet(image: Image.Image, **material: Any) -> trimesh.Trimesh:
     """A sheet in the plane x = 0 that shows an image upright to the front camera."""
     corners = np.array([[0, -1, -1], [0, 1, -1], [0, 1, 1], [0, -1, 1]]) * 0.3
     sheet = trimesh.Trimesh(corners, [[0, 1, 2], [0, 2, 3]], process=False)

@@ -75,6 +75,15 @@ def test_weights_are_transmittance_times_alpha_ray_by_ray(generator):
     torch.testing.assert_close(render_weights(sigmas, samples), torch.tensor(expected), atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("sigma", [1e5, 1e9, 1e30])
+def test_an_opaque_interval_gets_all_the_light_that_reaches_it(sigma):
+    edges = torch.arange(5.0)
+    samples = RaySamples(edges[:-1], edges[1:], torch.zeros(4, dtype=torch.long), 1)
+    weights = render_weights(torch.tensor([0.5, 0.25, sigma, 1.0]), samples)
+    expected = [1 - math.exp(-0.5), math.exp(-0.5) - math.exp(-0.75), math.exp(-0.75), 0.0]
+    torch.testing.assert_close(weights, torch.tensor(expected))
+
+
 def test_weights_sum_to_the_opacity_and_one_minus_the_last_transmittance(generator):
     samples = random_samples(50, generator)
     sigmas = 50 * torch.rand(len(samples), generator=generator)
