@@ -219,6 +219,7 @@ class EvaluationConfig:
     background: float = 1.0  # grey value
     clip_models: tuple[str, ...] = ("ViT-L-14-quickgelu/openai", "ViT-L-14/datacomp_xl_s13b_b90k")  # paper
     lpips_backbones: tuple[str, ...] = ("vgg", "alex")  # paper
+    judge: str = ""  # classifier that counts false fronts; the miniature has one
     close_loop: bool = False  # also compare the last view with the first in A-LPIPS
 
     def __post_init__(self) -> None:
@@ -289,6 +290,7 @@ def mini() -> RunConfig:
             image_size=64,
             clip_models=("mini:clip-eval-a", "mini:clip-eval-b"),
             lpips_backbones=("mini:perceptual-a", "mini:perceptual-b"),
+            judge="mini:judge",
         ),
         export=ExportConfig(mesh_resolution=96, turntable_size=192),
     )

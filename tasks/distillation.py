@@ -146,7 +146,8 @@ def _distill(
 
 
 def _figures(step: DistillStep) -> dict[str, float]:
-    return {**step.losses, "grad_norm": step.grad_norm, "t": sum(step.t) / len(step.t), "particle": float(step.particle)}
+    mean_t = sum(step.t) / len(step.t)
+    return {**step.losses, "grad_norm": step.grad_norm, "t": mean_t, "particle": float(step.particle)}
 
 
 def _log_preview(state: DistillState, config: RunConfig, work: Work, step: int) -> None:

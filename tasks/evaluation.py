@@ -23,12 +23,13 @@ from tasks.store import Output, stage_key, write_json
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from redream.cameras import Camera
     from redream.distill.loop import Particle
     from redream.metrics.report import EvaluationReport
 
 STAGE_VERSION = 1
 VIEWS_PER_BATCH = 8
-MODEL_SETTINGS = ("clip_models", "lpips_backbones")
+MODEL_SETTINGS = ("clip_models", "lpips_backbones", "judge")
 
 
 @task(
@@ -41,15 +42,17 @@ MODEL_SETTINGS = ("clip_models", "lpips_backbones")
 def evaluate(run: Run, particles: Output, config: RunConfig) -> Output:
     """Render every particle on the orbit and score the views."""
     inputs = {"particles": particles.digest}
-    for kind in MODEL_SETTINGS:  # by content: their names may be paths
-        inputs |= {f"{kind}_{i}": weights_digest(model) for i, model in enumerate(getattr(config.evaluation, kind))}
+    models = [*config.evaluation.clip_models, *config.evaluation.lpips_backbones, config.evaluation.judge]
+    inputs |= {f"model_{i}": weights_digest(model) for i, model in enumerate(models)}  # names may be paths
     views = {name: value for name, value in asdict(config.evaluation).items() if name not in MODEL_SETTINGS}
     settings = {"evaluation": views, "prompt": run.prompt}
 
     def produce(work: Work) -> dict[str, object]:
+        from redream.cameras import camera_angles
         from redream.clip import Clip
         from redream.images import image_grid, save_png, to_images
         from redream.metrics.a_lpips import ALpips
+        from redream.metrics.perceptual import PerceptualNet
         from redream.metrics.report import evaluate_views
 
         share_cores(1)
@@ -57,10 +60,14 @@ def evaluate(run: Run, particles: Output, config: RunConfig) -> Output:
         with waiting("loading the evaluation models"):
             clips = {model: Clip(model, device) for model in config.evaluation.clip_models}
             a_lpips = [ALpips(backbone, device) for backbone in config.evaluation.lpips_backbones]
+            judge = PerceptualNet.load(config.evaluation.judge, device) if config.evaluation.judge else None
         reports = []
         for number, particle in enumerate(load_particles(particles, config.field, device)):
             rgb = render_orbit(particle, config, config.evaluation.image_size, "evaluate")
-            reports.append(evaluate_views(run.prompt, to_images(rgb), clips, a_lpips, config.evaluation.close_loop))
+            azimuth_deg, _, _ = camera_angles(_orbit(config, config.evaluation.image_size))
+            judged = (judge, azimuth_deg) if judge is not None else None
+            close_loop = config.evaluation.close_loop
+            reports.append(evaluate_views(run.prompt, to_images(rgb), clips, a_lpips, close_loop, judged))
             save_png(work.folder / f"orbit_{number}.png", image_grid(rgb[:: max(1, len(rgb) // 12)], columns=6))
         work.metrics.update(_mean_summary(reports))
         write_json(work.folder / "report.json", reports)
@@ -74,17 +81,22 @@ def render_orbit(particle: Particle, config: RunConfig, size: int, label: str) -
     """Render the orbit of the evaluation, [V, H, W, 3] before its background."""
     import torch
 
-    from redream.cameras import orbit
     from redream.images import composite
 
     views = config.evaluation
-    camera = orbit(views.num_views, views.elevation_deg, views.camera_distance, views.fovy_deg, size)
-    camera = camera.to(particle.asset_index.device)
+    camera = _orbit(config, size).to(particle.asset_index.device)
     starts = range(0, len(camera), VIEWS_PER_BATCH)
     batches = [camera[start : start + VIEWS_PER_BATCH] for start in starts]
     with torch.no_grad():
         renderings = [particle.render(batch, config.field) for batch in track(batches, label, len(batches))]
     return torch.cat([composite(rendering, views.background).cpu() for rendering in renderings])
+
+
+def _orbit(config: RunConfig, size: int) -> Camera:
+    from redream.cameras import orbit
+
+    views = config.evaluation
+    return orbit(views.num_views, views.elevation_deg, views.camera_distance, views.fovy_deg, size)
 
 
 def load_reports(output: Output) -> list[dict[str, Any]]:

@@ -131,7 +131,8 @@ def gl_renderer() -> str:
     with _gl_lock, _renderer(1, 1):
         from OpenGL import GL
 
-        return str(GL.glGetString(GL.GL_RENDERER), "ascii")
+        name: Any = GL.glGetString(GL.GL_RENDERER)
+        return name.decode()
 
 
 @contextmanager
