@@ -1,7 +1,8 @@
 """Seconds per million points of the hash encoding, forward and backward: `python -m benchmarks.hash_grid`.
 
-Points lie along rays, as in rendering. Best of several repetitions of wall time on `torch.get_num_threads()` threads;
-on a CUDA device the GPU's implementations are measured instead.
+Points lie along rays, as in rendering; the best of several repetitions counts. On a CPU these are core-seconds, which
+other work on the machine disturbs less than wall time; where it is idle, two threads take about half of them. On a CUDA
+device they are wall time, and the GPU's implementations are measured instead.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ NUM_RAYS, POINTS_PER_RAY = 2048, 64
 
 def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    table = Table(title=f"hash grid on {device}, {torch.get_num_threads()} CPU threads: seconds per million points")
+    unit = "seconds" if device == "cuda" else "core-seconds"
+    table = Table(title=f"hash grid on {device}: {unit} per million points")
     for column in ("grid", "implementation", "forward", "backward", "both"):
         table.add_column(column, justify="left" if column in ("grid", "implementation") else "right")
     implementations: tuple[Implementation, ...] = ("torch", "numba")
@@ -71,8 +73,9 @@ def measure(grid: HashGrid, positions: torch.Tensor, repeats: int) -> tuple[floa
 
 
 def now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
     return time.perf_counter()
 
 

@@ -269,10 +269,11 @@ def _services(out: Path) -> Iterator[None]:
 
     def stop(signal_number: int, frame: object) -> None:
         stop_requested.set()  # for the stages in other threads
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C does not wait for them
-        raise KeyboardInterrupt
+        signal.signal(signal_number, signal.SIG_DFL)  # a second one does not wait for them
+        raise KeyboardInterrupt if signal_number == signal.SIGINT else SystemExit(143)
 
-    signal.signal(signal.SIGINT, stop)
+    for signal_number in (signal.SIGINT, signal.SIGTERM):  # by default SIGTERM would leave Prefect's server behind
+        signal.signal(signal_number, stop)
     prepare_environment(out)
     with waiting("starting Prefect and MLflow"), starting_services(out):
         yield

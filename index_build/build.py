@@ -36,9 +36,7 @@ class IndexStep:
     manifest: IndexManifest | None = None
 
 
-def build_index(
-    assets: list[Asset], clip: Clip, config: RetrievalConfig, out_dir: str | Path
-) -> Iterator[IndexStep]:
+def build_index(assets: list[Asset], clip: Clip, config: RetrievalConfig, out_dir: str | Path) -> Iterator[IndexStep]:
     """Render and embed assets one by one and write their index to `out_dir`, which must be new or empty."""
     out_dir = Path(out_dir)
     _check(assets, out_dir)

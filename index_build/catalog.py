@@ -56,5 +56,11 @@ def _read_line(line: bytes, place: str, folder: Path) -> Asset:
         raise ValueError(f"{place}: file {record['file']!r} lies outside the catalog's folder")
     if not mesh_path.is_file():
         raise ValueError(f"{place}: file {record['file']!r} does not exist")
-    return Asset(asset_id=record["uid"], mesh_path=str(mesh_path), caption=record["caption"], source=record["source"],
-                 license=record["license"], author=record["author"])
+    return Asset(
+        asset_id=record["uid"],
+        mesh_path=str(mesh_path),
+        caption=record["caption"],
+        source=record["source"],
+        license=record["license"],
+        author=record["author"],
+    )

@@ -53,22 +53,26 @@ class Clip:
     def embed_text(self, texts: list[str]) -> Float[Tensor, "texts dim"]:
         """Embed texts; each is cut at the model's context length."""
         batches = [texts[i : i + TEXTS_PER_BATCH] for i in range(0, len(texts), TEXTS_PER_BATCH)]
-        embeddings = [self._model.encode_text(self._tokenize(batch).to(self.device), normalize=True)
-                      for batch in batches]
+        embeddings = [
+            self._model.encode_text(self._tokenize(batch).to(self.device), normalize=True) for batch in batches
+        ]
         return torch.cat(embeddings).float() if embeddings else torch.zeros(0, self.embedding_dim, device=self.device)
 
     @torch.no_grad()
     def embed_images(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
         """Embed square images in [0, 1]; no gradient flows."""
-        embeddings = [self._model.encode_image(self.preprocess(batch), normalize=True)
-                      for batch in images.split(IMAGES_PER_BATCH)]
+        embeddings = [
+            self._model.encode_image(self.preprocess(batch), normalize=True) for batch in images.split(IMAGES_PER_BATCH)
+        ]
         return torch.cat(embeddings).float()
 
     def preprocess(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 size size"]:
         """Resize to the model's own size and normalise with its own mean and std."""
         if images.shape[-1] != images.shape[-2]:
-            raise ValueError(f"CLIP gets an image of {images.shape[-1]}x{images.shape[-2]} pixels; it must be square, "
-                             "for open_clip's models differ in how they crop or squash others")
+            raise ValueError(
+                f"CLIP gets an image of {images.shape[-1]}x{images.shape[-2]} pixels; it must be square, "
+                "for open_clip's models differ in how they crop or squash others"
+            )
         images = images.to(self.device, torch.float32)
         if images.shape[-1] != self.image_size:
             # Bicubic weights are partly negative, so that the result can leave the range, which PIL clips as well.
@@ -89,12 +93,16 @@ def _open_clip_name(model_id: str) -> tuple[str, str | None]:
         return f"local-dir:{folder}", None
     architecture, _, pretrained = model_id.partition("/")
     if architecture not in open_clip.list_models() or not pretrained:
-        raise ValueError(f"unknown CLIP model {model_id!r}; name one as mini:NAME, as an existing local folder or as "
-                         "ARCH/PRETRAINED, such as ViT-L-14/laion2b_s32b_b82k")
+        raise ValueError(
+            f"unknown CLIP model {model_id!r}; name one as mini:NAME, as an existing local folder or as "
+            "ARCH/PRETRAINED, such as ViT-L-14/laion2b_s32b_b82k"
+        )
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if pretrained not in tags and not Path(pretrained).is_file():
-        raise ValueError(f"CLIP {architecture} has no weights {pretrained!r}; there are {', '.join(tags) or 'none'}, "
-                         "or name a file of weights")
+        raise ValueError(
+            f"CLIP {architecture} has no weights {pretrained!r}; there are {', '.join(tags) or 'none'}, "
+            "or name a file of weights"
+        )
     return architecture, pretrained
 
 

@@ -265,6 +265,8 @@ def mini() -> RunConfig:
     """The embedded miniature: 64-pixel models on a CPU with two cores, minutes per object."""
     return RunConfig(
         retrieval=RetrievalConfig(clip_model="mini:clip-retrieval", num_recall=30, num_index_views=8),
+        # Chosen on the catalog of seed 0, where 95 % of the assets without a front stay below it.
+        orientation=OrientationConfig(min_margin=0.0018),
         camera=CameraConfig(camera_distance=(1.4, 1.6), fovy_deg=(42.0, 48.0), elevation_deg=(0.0, 30.0)),
         render=RenderConfig(image_size=64),
         field=FieldConfig(

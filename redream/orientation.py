@@ -85,5 +85,6 @@ def choose_front(evidence: Float[Tensor, " poses"], min_margin: float) -> Orient
     margin = float(evidence[best] - rivals.max())
     has_clear_front = margin >= min_margin
     azimuth_deg = (best * spacing_deg + 180.0) % 360.0 - 180.0 if has_clear_front else 0.0
-    return Orientation(azimuth_deg=azimuth_deg, margin=margin, has_clear_front=has_clear_front,
-                       scores=tuple(evidence.tolist()))
+    return Orientation(
+        azimuth_deg=azimuth_deg, margin=margin, has_clear_front=has_clear_front, scores=tuple(evidence.tolist())
+    )

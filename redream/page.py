@@ -118,12 +118,16 @@ def render_page(content: PageContent) -> str:
         f"default-src 'none'; img-src data:; media-src data:; script-src '{_source_hash(script)}'; "
         f"style-src '{_source_hash(style)}'; base-uri 'none'; form-action 'none'"
     )
-    return _environment().get_template("page_template.html.j2").render(
-        content=content,
-        policy=policy,
-        script=Markup(script),  # noqa: S704 (our own file)
-        style=Markup(style),  # noqa: S704
-        sections=_settings_by_section(content.settings),
+    return (
+        _environment()
+        .get_template("page_template.html.j2")
+        .render(
+            content=content,
+            policy=policy,
+            script=Markup(script),  # noqa: S704 (our own file)
+            style=Markup(style),  # noqa: S704
+            sections=_settings_by_section(content.settings),
+        )
     )
 
 
@@ -160,11 +164,20 @@ def line_chart(
 @cache
 def _environment() -> Environment:
     environment = Environment(
-        loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, finalize=_visible_value,
-        trim_blocks=True, lstrip_blocks=True,
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_visible_value,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters |= {"data_uri": _data_uri, "base64": _base64, "figure": _figure, "curve": _curve_chart,
-                            "sparkline": _sparkline}
+    environment.filters |= {
+        "data_uri": _data_uri,
+        "base64": _base64,
+        "figure": _figure,
+        "curve": _curve_chart,
+        "sparkline": _sparkline,
+    }
     return environment
 
 

@@ -105,8 +105,10 @@ class AssetIndex:
         index_dir = Path(index_dir)
         manifest = read_manifest(index_dir)
         if manifest.clip_model != clip.identity:
-            raise IndexMismatch(f"index {index_dir} was made with CLIP {manifest.clip_model}, not with "
-                                f"{clip.identity}; rebuild it, or search with the model it was made with")
+            raise IndexMismatch(
+                f"index {index_dir} was made with CLIP {manifest.clip_model}, not with "
+                f"{clip.identity}; rebuild it, or search with the model it was made with"
+            )
         if asset_root is not None:
             manifest = replace(manifest, asset_root=str(asset_root))
         if content_hash(index_dir) != manifest.content_hash:
@@ -115,8 +117,10 @@ class AssetIndex:
         text, image = _read_embeddings(index_dir / "embeddings.safetensors")
         shape = (manifest.num_assets, manifest.embedding_dim)
         if len(assets) != shape[0] or text.shape != shape or image.shape != shape or clip.embedding_dim != shape[1]:
-            raise IndexMismatch(f"index {index_dir} holds {len(assets)} assets and embeddings of shape {text.shape} "
-                                f"and {image.shape}, but its manifest says {shape}; rebuild it")
+            raise IndexMismatch(
+                f"index {index_dir} holds {len(assets)} assets and embeddings of shape {text.shape} "
+                f"and {image.shape}, but its manifest says {shape}; rebuild it"
+            )
         return cls(manifest, assets, text, image, clip)
 
     def search(self, prompt: str, num_recall: int, top_k: int) -> Retrieval:
@@ -237,5 +241,6 @@ def _read_embeddings(path: Path) -> tuple[Float[np.ndarray, "assets dim"], Float
         tensors = load_file(path)
         return tensors["text"], tensors["image"]
     except (SafetensorError, KeyError) as error:
-        raise IndexMismatch(f"index {path.parent} is damaged: {path.name} is unreadable ({error}); rebuild it"
-                            ) from error
+        raise IndexMismatch(
+            f"index {path.parent} is damaged: {path.name} is unreadable ({error}); rebuild it"
+        ) from error

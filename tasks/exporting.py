@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 STAGE_VERSION = 1
 ASSET_VIEWS = 60  # of each asset's turntable
+NO_CURVES = ("step", "t", "particle")  # drawn at random in every step
 MINI_NOTE = (
     "Figures with mini models come from the miniature's own small networks. They compare runs of the miniature "
     "with each other, and with nothing else."
@@ -249,27 +250,18 @@ def _page_metrics(made_of: Inputs) -> list[PageMetric]:
 
 
 def _curves(made_of: Inputs) -> list[PageCurve]:
-    """Return every figure that a loop recorded, over its steps."""
+    """Return every loss that a loop recorded, over its steps."""
     from redream.page import PageCurve
 
     curves = []
-    for stage, output in made_of.present().items():
+    for output in made_of.present().values():
         if not output.path(STEPS_FILE).is_file():
             continue
-        points: dict[str, list[tuple[int, float]]] = {}
-        for line in output.path(STEPS_FILE).read_text().splitlines():
-            entry = json.loads(line)
-            for name, value in entry.items():
-                if name != "step":
-                    points.setdefault(name, []).append((entry["step"], value))
-        curves += [
-            PageCurve(
-                name=f"{stage}: {name}",
-                steps=tuple(step for step, _ in found),
-                values=tuple(value for _, value in found),
-            )
-            for name, found in points.items()
-        ]
+        entries = [json.loads(line) for line in output.path(STEPS_FILE).read_text().splitlines()]
+        for name in dict.fromkeys(name for entry in entries for name in entry if name not in NO_CURVES):
+            found = [entry for entry in entries if name in entry]
+            steps, values = tuple(entry["step"] for entry in found), tuple(float(entry[name]) for entry in found)
+            curves.append(PageCurve(name=f"{output.stage}: {name}", steps=steps, values=values))
     return curves
 
 

@@ -26,9 +26,7 @@ class OccupancyGrid(nn.Module):
     is_occupied: Tensor
     opacities: Tensor
 
-    def __init__(
-        self, radius: float, resolution: int, occupied: Bool[Tensor, "size size size"] | None = None
-    ) -> None:
+    def __init__(self, radius: float, resolution: int, occupied: Bool[Tensor, "size size size"] | None = None) -> None:
         super().__init__()
         shape = (resolution, resolution, resolution)
         if occupied is None:

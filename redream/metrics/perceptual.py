@@ -51,8 +51,9 @@ def pool_config(categories: tuple[str, ...], colors: tuple[str, ...]) -> Percept
 
 def residual_config(categories: tuple[str, ...], colors: tuple[str, ...]) -> PerceptualConfig:
     """Return the backbone of `mini:perceptual-b`, also fit for the judge."""
-    return PerceptualConfig(architecture="residual", channels=(24, 48, 96), activation="gelu", categories=categories,
-                            colors=colors)
+    return PerceptualConfig(
+        architecture="residual", channels=(24, 48, 96), activation="gelu", categories=categories, colors=colors
+    )
 
 
 @dataclass(frozen=True, eq=False)

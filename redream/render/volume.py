@@ -157,9 +157,7 @@ def render_weights(sigmas: Float[Tensor, " samples"], samples: RaySamples) -> Fl
     return torch.exp(-_sum_before(depths, samples)) * -torch.expm1(-depths)
 
 
-def sum_along_rays(
-    values: Float[Tensor, "samples channels"], samples: RaySamples
-) -> Float[Tensor, "rays channels"]:
+def sum_along_rays(values: Float[Tensor, "samples channels"], samples: RaySamples) -> Float[Tensor, "rays channels"]:
     """Add up each ray's values; a ray without samples gets zero."""
     # Unlike index_add, which is atomic on a GPU and slow on a CPU, this adds in the order of the samples.
     return torch.segment_reduce(values, "sum", lengths=_num_samples(samples), axis=0, unsafe=True, initial=0)

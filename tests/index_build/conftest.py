@@ -19,8 +19,11 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Clip:
 
 @pytest.fixture
 def assets(tmp_path: Path) -> list[Asset]:
-    meshes = {"box": trimesh.creation.box((1, 2, 3)), "ball": trimesh.creation.icosphere(1),
-              "pipe": trimesh.creation.cylinder(0.3, 2.0)}
+    meshes = {
+        "box": trimesh.creation.box((1, 2, 3)),
+        "ball": trimesh.creation.icosphere(1),
+        "pipe": trimesh.creation.cylinder(0.3, 2.0),
+    }
     (tmp_path / "catalog" / "assets").mkdir(parents=True)
     records = []
     for name, mesh in meshes.items():

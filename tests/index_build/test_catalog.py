@@ -11,8 +11,15 @@ from index_build.catalog import read_catalog
 
 
 def record(name: str, **changes: object) -> dict[str, object]:
-    return {"uid": name, "file": f"{name}.glb", "caption": f"a {name}", "license": "CC0-1.0", "author": "someone",
-            "source": "test", **changes}
+    return {
+        "uid": name,
+        "file": f"{name}.glb",
+        "caption": f"a {name}",
+        "license": "CC0-1.0",
+        "author": "someone",
+        "source": "test",
+        **changes,
+    }
 
 
 def write(folder: Path, *lines: object) -> Path:

@@ -105,7 +105,7 @@ def test_the_ring_starts_in_front_and_goes_round_at_one_elevation():
 def test_aligning_turns_the_front_to_plus_x():
     azimuth = np.radians(40.0)
     nose = np.array([np.cos(azimuth), np.sin(azimuth), 0.0])
-    scene = trimesh.Scene(trimesh.Trimesh([nose, [0, 0, 1], [0, 0, -1]], [[0, 1, 2]], process=False))
+    scene = trimesh.Scene(trimesh.Trimesh(np.array([nose, [0, 0, 1], [0, 0, -1]]), [[0, 1, 2]], process=False))
     orientation = Orientation(azimuth_deg=40.0, margin=1.0, has_clear_front=True, scores=())
     np.testing.assert_allclose(scene_vertices(align_front(scene, orientation))[0], [1, 0, 0], atol=1e-9)
 

@@ -37,7 +37,7 @@ from redream.page import (
 HOSTILE = [
     "<script>document.title='owned'</script>",
     "</script><script>document.title='owned'</script>",
-    "\"><img src=x onerror=\"document.title='owned'\">",
+    '"><img src=x onerror="document.title=\'owned\'">',
     "' onmouseover='document.title=1' x='",
     "</title><svg onload=document.title='owned'>",
     "{{ 7 * 7 }} {% raw %}",
@@ -56,10 +56,12 @@ def glb(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A yellow ball with a red nose in front (+x) and a blue ear on its left (+y)."""
 
     def density_and_color(positions: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-        distances = torch.stack([
-            (positions - torch.tensor(center)).norm(dim=-1) - radius
-            for center, radius in [((0.0, 0.0, 0.0), 0.3), ((0.35, 0.0, 0.0), 0.12), ((0.0, 0.3, 0.25), 0.14)]
-        ])
+        distances = torch.stack(
+            [
+                (positions - torch.tensor(center)).norm(dim=-1) - radius
+                for center, radius in [((0.0, 0.0, 0.0), 0.3), ((0.35, 0.0, 0.0), 0.12), ((0.0, 0.3, 0.25), 0.14)]
+            ]
+        )
         palette = torch.tensor([[0.9, 0.8, 0.1], [0.9, 0.05, 0.05], [0.1, 0.1, 0.9]])
         return 10 * torch.exp((-distances.amin(dim=0) * 60).clamp(-20, 4)), palette[distances.argmin(dim=0)]
 
@@ -77,20 +79,43 @@ def png(value: int) -> bytes:
 @pytest.fixture
 def content(glb: bytes) -> PageContent:
     neighbor = PageNeighbor(
-        asset_id="f00d", caption="A yellow toy with a red nose", thumbnail=png(90), score=0.31, text_score=0.82,
-        license="CC-BY 4.0, http://creativecommons.org/licenses/by/4.0", author="Ada Lovelace",
-        source="https://example.org/models/f00d", azimuth_deg=-130.0, margin=0.04,
+        asset_id="f00d",
+        caption="A yellow toy with a red nose",
+        thumbnail=png(90),
+        score=0.31,
+        text_score=0.82,
+        license="CC-BY 4.0, http://creativecommons.org/licenses/by/4.0",
+        author="Ada Lovelace",
+        source="https://example.org/models/f00d",
+        azimuth_deg=-130.0,
+        margin=0.04,
     )
     return PageContent(
-        prompt="a yellow toy", mesh_glb=glb, poster=png(200), turntable_mp4=b"not really a film",
-        subtitle="method redream", neighbors=[neighbor, replace(neighbor, has_clear_front=False)],
-        metrics=[PageMetric(name="CLIP score", model="mini:clip-eval-a", value=0.27, is_higher_better=True, note="seen",
-                            values=tuple(0.25 + 0.01 * i for i in range(12))),
-                 PageMetric(name="A-LPIPS", model="mini:perceptual-a", value=0.04, is_higher_better=False)],
-        curves=[PageCurve(name="distill/loss", steps=(0, 1, 2), values=(3.0, math.nan, 1.0)),
-                PageCurve(name="nothing", steps=(0,), values=(math.inf,))],
+        prompt="a yellow toy",
+        mesh_glb=glb,
+        poster=png(200),
+        turntable_mp4=b"not really a film",
+        subtitle="method redream",
+        neighbors=[neighbor, replace(neighbor, has_clear_front=False)],
+        metrics=[
+            PageMetric(
+                name="CLIP score",
+                model="mini:clip-eval-a",
+                value=0.27,
+                is_higher_better=True,
+                note="seen",
+                values=tuple(0.25 + 0.01 * i for i in range(12)),
+            ),
+            PageMetric(name="A-LPIPS", model="mini:perceptual-a", value=0.04, is_higher_better=False),
+        ],
+        curves=[
+            PageCurve(name="distill/loss", steps=(0, 1, 2), values=(3.0, math.nan, 1.0)),
+            PageCurve(name="nothing", steps=(0,), values=(math.inf,)),
+        ],
         samples=[PageSamples(view_name="back", before=png(10), after=png(20))],
-        settings=flatten(smoke()), versions={"torch": "2"}, notes=["Miniature figures."],
+        settings=flatten(smoke()),
+        versions={"torch": "2"},
+        notes=["Miniature figures."],
     )
 
 
@@ -140,9 +165,22 @@ def test_everything_a_reader_wants_to_know_is_on_the_page(content: PageContent):
     page = render_page(content)
     text = Reader(page).text
     for expected in (
-        "a yellow toy", "A yellow toy with a red nose", "CC-BY 4.0", "Ada Lovelace", "https://example.org/models/f00d",
-        "found at -130°", "no clear front", "CLIP score", "0.27", "higher is better", "lower is better", "distill/loss",
-        "No finite value", "back view", "guidance_scale", "Miniature figures.",
+        "a yellow toy",
+        "A yellow toy with a red nose",
+        "CC-BY 4.0",
+        "Ada Lovelace",
+        "https://example.org/models/f00d",
+        "found at -130°",
+        "no clear front",
+        "CLIP score",
+        "0.27",
+        "higher is better",
+        "lower is better",
+        "distill/loss",
+        "No finite value",
+        "back view",
+        "guidance_scale",
+        "Miniature figures.",
     ):
         assert expected in text, expected
     assert base64.b64encode(content.mesh_glb).decode() in page
@@ -156,11 +194,16 @@ def test_hostile_text_is_inert_everywhere(content: PageContent, hostile: str):
         content.neighbors[0], caption=hostile, license=hostile, author=hostile, source=hostile, asset_id=hostile
     )
     attacked = replace(
-        content, prompt=hostile, subtitle=hostile, neighbors=[neighbor, *content.neighbors[1:]], notes=[hostile],
+        content,
+        prompt=hostile,
+        subtitle=hostile,
+        neighbors=[neighbor, *content.neighbors[1:]],
+        notes=[hostile],
         metrics=[replace(content.metrics[0], name=hostile, model=hostile, note=hostile), content.metrics[1]],
         curves=[replace(content.curves[0], name=hostile), content.curves[1]],
         samples=[replace(content.samples[0], view_name=hostile)],
-        settings={**content.settings, "retrieval.clip_model": hostile}, versions={hostile: hostile},
+        settings={**content.settings, "retrieval.clip_model": hostile},
+        versions={hostile: hostile},
     )
     seen = Reader(render_page(attacked))
     # The browser sees the same elements with the same attributes, only their text differs.
@@ -229,8 +272,12 @@ def test_smoothing_keeps_a_straight_line_straight():
 
 
 CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
-     if (path := shutil.which(name))), None
+    (
+        path
+        for name in ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
+        if (path := shutil.which(name))
+    ),
+    None,
 )
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome on this machine")
 
@@ -240,11 +287,31 @@ def browse(page: Path, profile: Path, *flags: str) -> subprocess.CompletedProces
     # Root may not use Chromium's sandbox; the page is ours.
     sandbox = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
     return subprocess.run(
-        [CHROMIUM, "--headless", *sandbox, "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
-         "--disable-dev-shm-usage", "--no-first-run", "--disable-background-networking", "--disable-component-update",
-         "--disable-sync", f"--user-data-dir={profile}", "--hide-scrollbars", "--force-prefers-reduced-motion",
-         "--window-size=600,700", "--virtual-time-budget=2000", "--enable-logging=stderr", *flags, page.as_uri()],
-        capture_output=True, text=True, timeout=180, check=True,
+        [
+            CHROMIUM,
+            "--headless",
+            *sandbox,
+            "--use-gl=angle",
+            "--use-angle=swiftshader",
+            "--enable-unsafe-swiftshader",
+            "--disable-dev-shm-usage",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            f"--user-data-dir={profile}",
+            "--hide-scrollbars",
+            "--force-prefers-reduced-motion",
+            "--window-size=600,700",
+            "--virtual-time-budget=2000",
+            "--enable-logging=stderr",
+            *flags,
+            page.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=True,
     )
 
 

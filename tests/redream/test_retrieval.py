@@ -48,13 +48,21 @@ def unit_rows(seed: int, num: int = NUM_ASSETS, dim: int = 8) -> Float[np.ndarra
 
 
 def some_assets(num: int = NUM_ASSETS, root: str = "meshes") -> list[Asset]:
-    return [Asset(asset_id=f"id{i}", mesh_path=f"{root}/{i}.glb", caption=f"thing {i}", source="test", license="CC0")
-            for i in range(num)]
+    return [
+        Asset(asset_id=f"id{i}", mesh_path=f"{root}/{i}.glb", caption=f"thing {i}", source="test", license="CC0")
+        for i in range(num)
+    ]
 
 
 def index_of(text: np.ndarray, image: np.ndarray, clip: Clip) -> AssetIndex:
-    manifest = IndexManifest(index_dir="", clip_model=clip.identity, embedding_dim=text.shape[1], num_assets=len(text),
-                             content_hash="", asset_root="")
+    manifest = IndexManifest(
+        index_dir="",
+        clip_model=clip.identity,
+        embedding_dim=text.shape[1],
+        num_assets=len(text),
+        content_hash="",
+        asset_root="",
+    )
     return AssetIndex(manifest, some_assets(len(text)), text, image, clip)
 
 
@@ -64,10 +72,17 @@ def write_tiny_index(folder: Path, clip: Clip) -> Path:
     index_dir.mkdir()
     write_assets(index_dir / "assets.jsonl", some_assets(root=str(folder / "catalog")), folder / "catalog")
     save_file({"text": unit_rows(1), "image": unit_rows(2)}, index_dir / "embeddings.safetensors")
-    write_manifest(index_dir / "manifest.json", IndexManifest(
-        index_dir=str(index_dir), clip_model=clip.identity, embedding_dim=8, num_assets=NUM_ASSETS,
-        content_hash=content_hash(index_dir), asset_root=str(folder / "catalog"),
-    ))
+    write_manifest(
+        index_dir / "manifest.json",
+        IndexManifest(
+            index_dir=str(index_dir),
+            clip_model=clip.identity,
+            embedding_dim=8,
+            num_assets=NUM_ASSETS,
+            content_hash=content_hash(index_dir),
+            asset_root=str(folder / "catalog"),
+        ),
+    )
     return index_dir
 
 
@@ -234,8 +249,19 @@ def remove_embeddings(index_dir: Path) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    [remove_manifest, garble_manifest, use_other_format, use_list_as_manifest, drop_manifest_key, drop_last_asset,
-     count_wrongly, lack_image_embeddings, cut_embeddings, flip_one_bit, remove_embeddings],
+    [
+        remove_manifest,
+        garble_manifest,
+        use_other_format,
+        use_list_as_manifest,
+        drop_manifest_key,
+        drop_last_asset,
+        count_wrongly,
+        lack_image_embeddings,
+        cut_embeddings,
+        flip_one_bit,
+        remove_embeddings,
+    ],
 )
 def test_a_damaged_index_is_refused_in_one_line_with_the_remedy(damage, clip: Clip, tmp_path: Path):
     index_dir = write_tiny_index(tmp_path, clip)
@@ -247,8 +273,16 @@ def test_a_damaged_index_is_refused_in_one_line_with_the_remedy(damage, clip: Cl
 
 
 def test_a_manifest_reads_back_as_written(clip: Clip, tmp_path: Path):
-    manifest = IndexManifest(index_dir=str(tmp_path), clip_model="m", embedding_dim=3, num_assets=2, content_hash="h",
-                             asset_root="r", settings={"a": 1.5}, versions={"torch": "2"})
+    manifest = IndexManifest(
+        index_dir=str(tmp_path),
+        clip_model="m",
+        embedding_dim=3,
+        num_assets=2,
+        content_hash="h",
+        asset_root="r",
+        settings={"a": 1.5},
+        versions={"torch": "2"},
+    )
     write_manifest(tmp_path / "manifest.json", manifest)
     assert read_manifest(tmp_path) == manifest
 

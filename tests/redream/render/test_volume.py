@@ -37,9 +37,7 @@ def random_samples(num_rays: int, generator: torch.Generator) -> RaySamples:
         edges = 1 + torch.rand(count + 1, generator=generator).cumsum(0) * 0.1
         starts.append(edges[:-1])
         ends.append(edges[1:])
-    return RaySamples(
-        torch.cat(starts), torch.cat(ends), torch.arange(num_rays).repeat_interleave(counts), num_rays
-    )
+    return RaySamples(torch.cat(starts), torch.cat(ends), torch.arange(num_rays).repeat_interleave(counts), num_rays)
 
 
 def fog(sigma: float):
