@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,6 +49,7 @@ def test_a_build_that_is_stopped_leaves_nothing(assets: list[Asset], clip: Clip,
     steps = build_index(assets, clip, CONFIG, tmp_path / "index")
     next(steps)
     next(steps)
+    assert isinstance(steps, Generator)
     steps.close()
     assert sorted(tmp_path.iterdir()) == before
 

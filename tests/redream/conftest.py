@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
@@ -55,7 +56,7 @@ def save_tiny_clip(folder: Path, seed: int, image_size: int = 16) -> Path:
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # open_clip draws its weights from the global generator
-        model = open_clip.CLIP(**model_config)
+        model: Any = open_clip.CLIP(**model_config)
         # Random towers give nearly the same embedding for every text; larger token vectors tell them apart.
         torch.nn.init.normal_(model.token_embedding.weight)
     save_file(

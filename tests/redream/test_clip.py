@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -13,6 +14,12 @@ import torch
 from PIL import Image
 
 from redream.clip import Clip
+
+
+def open_clip_itself(folder: Path) -> tuple[Any, Any]:
+    """Return open_clip's own model and its transform of PIL images."""
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    return model, preprocess
 
 
 def test_embeddings_are_unit_vectors_of_the_stated_dimension(tiny_clip_folder: Path, generator: torch.Generator):
@@ -27,7 +34,7 @@ def test_embeddings_are_unit_vectors_of_the_stated_dimension(tiny_clip_folder: P
 
 def test_images_of_the_models_size_are_embedded_as_by_open_clip(tiny_clip_folder: Path, generator: torch.Generator):
     pixels = torch.randint(0, 256, (16, 16, 3), generator=generator, dtype=torch.uint8)
-    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tiny_clip_folder}")
+    model, preprocess = open_clip_itself(tiny_clip_folder)
     with torch.no_grad():
         expected = model.eval().encode_image(preprocess(Image.fromarray(pixels.numpy()))[None], normalize=True)
     ours = Clip(str(tiny_clip_folder)).embed_images(pixels.permute(2, 0, 1)[None] / 255)
@@ -38,7 +45,7 @@ def test_images_of_the_models_size_are_embedded_as_by_open_clip(tiny_clip_folder
 def test_resizing_follows_the_models_own_transform(tiny_clip_folder: Path, generator: torch.Generator, size: int):
     # Away from black and white, where PIL clips between the two axes and we do after both.
     pixels = torch.randint(80, 176, (size, size, 3), generator=generator, dtype=torch.uint8)
-    _, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tiny_clip_folder}")
+    _, preprocess = open_clip_itself(tiny_clip_folder)
     expected = preprocess(Image.fromarray(pixels.numpy()))
     ours = Clip(str(tiny_clip_folder)).preprocess(pixels.permute(2, 0, 1)[None] / 255)[0]
     # PIL rounds to bytes after each axis; 0.2 is the smallest std.
