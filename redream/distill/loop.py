@@ -264,7 +264,7 @@ def _step(
             shown = torch.cat([x_0, asset_x_0])
         losses["variational"] = _train_variational(state, prior, embeds, shown, camera, config)
         _check_finite(losses, step, t)
-    if (step + 1) % config.occupancy_every == 0 and not is_warm_up:
+    if (step + 1) % config.occupancy_every == 0:
         interval = step_length(field_config.radius, field_config.num_samples_per_ray)
         particle.occupancy.update(particle.field.density, interval, generator)
     state.step += 1
