@@ -16,7 +16,9 @@ from transformers import CLIPTokenizer
 
 from redream.mini.catalog import CATEGORIES, COLORS, make_caption, vocabulary
 
-CONTEXT_LENGTH = 32  # tokens; the longest caption with a view prefix has fewer
+CONTEXT_LENGTH = 32  # tokens of the prior; the longest caption with a view prefix has fewer
+CLIP_CONTEXT_LENGTH = 48  # words that captions lack fall into several tokens
+WORD_END = "</w>"
 PAD_ID, START_ID, END_ID = 0, 1, 2
 _ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 
@@ -34,14 +36,14 @@ def caption_corpus(num_captions: int = 8_000, seed: int = 0) -> list[str]:
 
 def save_clip_tokenizer(folder: Path) -> int:
     """Write `tokenizer.json` and its config for open_clip's `local-dir:` form and return the vocabulary's size."""
-    tokenizer = Tokenizer(models.BPE())
+    tokens, merges = _learn_merges(vocab_size=1_200)
+    vocabulary_of_clip = {token: index for index, token in enumerate(["<pad>", "<start>", "<end>", *tokens])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary_of_clip, merges=merges, end_of_word_suffix=WORD_END))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    special = ["<pad>", "<start>", "<end>"]  # in the order of their ids
-    tokenizer.train_from_iterator(
-        caption_corpus(),
-        trainers.BpeTrainer(vocab_size=1_400, show_progress=False, special_tokens=special, initial_alphabet=_ALPHABET),
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
+    tokenizer.add_special_tokens(["<pad>", "<start>", "<end>"])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<start> $A <end>", special_tokens=[("<start>", START_ID), ("<end>", END_ID)]
     )
@@ -53,7 +55,7 @@ def save_clip_tokenizer(folder: Path) -> int:
         "pad_token": "<pad>",
         "bos_token": "<start>",
         "eos_token": "<end>",
-        "model_max_length": CONTEXT_LENGTH,
+        "model_max_length": CLIP_CONTEXT_LENGTH,
         "padding_side": "right",
         "truncation_side": "right",
     }
@@ -62,20 +64,29 @@ def save_clip_tokenizer(folder: Path) -> int:
 
 
 def prior_tokenizer() -> CLIPTokenizer:
-    """Train the merges and build CLIP's own kind of vocabulary: bytes, bytes that end a word, merges, two specials."""
-    trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    trained.normalizer = normalizers.Lowercase()
-    trained.pre_tokenizer = pre_tokenizers.Whitespace()
-    trained.train_from_iterator(
-        caption_corpus(),
-        trainers.BpeTrainer(vocab_size=1_200, show_progress=False, end_of_word_suffix="</w>"),
-    )
-    merges = [tuple(pair) for pair in json.loads(trained.to_str())["model"]["merges"]]
-    tokens = _ALPHABET + [f"{byte}</w>" for byte in _ALPHABET]
-    tokens += list(dict.fromkeys("".join(pair) for pair in merges if "".join(pair) not in tokens))
-    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    """Build CLIP's own kind of vocabulary: bytes, bytes that end a word, merges, two specials."""
+    tokens, merges = _learn_merges(vocab_size=1_200)
+    tokens = [*tokens, "<|startoftext|>", "<|endoftext|>"]
     with tempfile.TemporaryDirectory() as scratch:
         vocab_file, merges_file = Path(scratch) / "vocab.json", Path(scratch) / "merges.txt"
         vocab_file.write_text(json.dumps({token: index for index, token in enumerate(tokens)}, ensure_ascii=False))
         merges_file.write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in merges) + "\n")
         return CLIPTokenizer.from_pretrained(scratch, model_max_length=CONTEXT_LENGTH)
+
+
+def _learn_merges(vocab_size: int) -> tuple[list[str], list[tuple[str, str]]]:
+    """Return tokens (bytes, bytes that end a word, and what merges make of them) and merges, learnt from the captions.
+
+    The mark at a word's end keeps "car" apart from the beginning of "carry".
+    """
+    trained = Tokenizer(models.BPE(end_of_word_suffix=WORD_END))
+    trained.normalizer = normalizers.Lowercase()
+    trained.pre_tokenizer = pre_tokenizers.Whitespace()
+    trained.train_from_iterator(
+        caption_corpus(),
+        trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False, end_of_word_suffix=WORD_END),
+    )
+    pairs = [(first, second) for first, second in json.loads(trained.to_str())["model"]["merges"]]
+    tokens = _ALPHABET + [f"{byte}{WORD_END}" for byte in _ALPHABET]
+    tokens += list(dict.fromkeys("".join(pair) for pair in pairs if "".join(pair) not in tokens))
+    return tokens, pairs

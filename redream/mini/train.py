@@ -23,11 +23,11 @@ from redream.weights import MINI_WEIGHTS
 
 NUM_STEPS = {
     "judge": 1_000,
-    "clip-retrieval": 1_000,
-    "clip-eval-a": 500,
-    "clip-eval-b": 500,
-    "perceptual-a": 250,
-    "perceptual-b": 250,
+    "clip-retrieval": 5_000,
+    "clip-eval-a": 2_000,
+    "clip-eval-b": 2_500,
+    "perceptual-a": 1_000,
+    "perceptual-b": 500,
     "prior": 4_100,
 }
 
