@@ -273,19 +273,26 @@ def mini() -> RunConfig:
             num_levels=8, log2_hashmap_size=16, per_level_scale=1.38, hidden_dim=32, radius=0.55, num_samples_per_ray=96
         ),
         prior=PriorConfig(model="mini:prior"),
-        adaptation=AdaptationConfig(num_steps=300, batch_size=16, lr_lora=1e-3, lr_tokens=2e-3, validate_every=25),
+        adaptation=AdaptationConfig(
+            rank=16, num_steps=300, batch_size=16, lr_lora=2e-3, lr_tokens=1e-2, validate_every=25
+        ),
         distill=DistillConfig(
-            guidance_scale=3.0,  # the small prior saturates at the paper's setting's 7.5
-            num_steps=900,
-            warm_up_steps=200,
-            anneal_from_step=300,
+            guidance_scale=2.0,  # the small prior saturates at the paper's setting's 7.5
+            num_steps=600,
+            warm_up_steps=250,
+            lambda_ret_rgb=5_000.0,
+            lambda_ret_opacity=1_000.0,
+            delta_weight=0.3,  # at 1 an asset's colour hardly gives way to the prompt's in so few steps
+            anneal_from_step=250,
             low_resolution=64,
             high_resolution=64,
-            high_resolution_from_step=300,
+            high_resolution_from_step=250,
             lr_variational=1e-3,
+            lambda_sparsity=30.0,
             background="grey",
             background_grey=(0.7, 1.0),
-            lambda_opacity_entropy=Linear(start=0.0, end=100.0, begin_step=500, end_step=500),
+            lambda_opacity_entropy=Linear(start=0.0, end=20.0, begin_step=400, end_step=400),
+            occupancy_every=10,
         ),
         evaluation=EvaluationConfig(
             fovy_deg=45.0,
