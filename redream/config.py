@@ -278,6 +278,7 @@ def mini() -> RunConfig:
         ),
         distill=DistillConfig(
             guidance_scale=2.0,  # the small prior saturates at the paper's setting's 7.5
+            sds_guidance_scale=30.0,
             num_steps=600,
             warm_up_steps=250,
             lambda_ret_rgb=5_000.0,
