@@ -35,7 +35,7 @@ from tasks.store import Output, StageKey, stage_key
 if TYPE_CHECKING:
     from redream.distill.loop import DistillState, DistillStep, Particle
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 CHECKPOINT_EVERY_SECONDS = 60.0
 NUM_PREVIEWS = 10
 PREVIEW_AZIMUTHS = 4
