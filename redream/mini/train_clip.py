@@ -60,6 +60,7 @@ NUM_TEXT_STEPS = {"clip-retrieval": 3_000}  # with the image tower locked
 TEXT_BATCH_SIZE = 192
 TEXT_LEARNING_RATE = 5e-4
 TEXT_LOOSE_SHARE = 0.7
+RELATIVE_FIT = 0.1  # of an image of the caption's category where the rest does not fit
 NUM_ENGLISH_WORDS = 15_000
 SEEDS = {"clip-retrieval": 21, "clip-eval-a": 22, "clip-eval-b": 23}
 
@@ -141,7 +142,9 @@ def _tune_text(
         captions, states_view = _captions(labels, draws.numpy, TEXT_LOOSE_SHARE, _english_word)
         text_embeddings = model.encode_text(tokenize(captions), normalize=True)
         logits = model.logit_scale.exp() * text_embeddings @ embedded[indices].T
-        return _contrastive_loss(logits, _fits(labels, states_view))
+        is_category = (labels[:, None, 0] == labels[None, :, 0]).float()
+        fits = torch.maximum(_fits(labels, states_view), RELATIVE_FIT * is_category)
+        return _contrastive_loss(logits, fits)
 
     yield from train(model, loss_of_batch, num_steps, TEXT_LEARNING_RATE, checkpoint, seed)
 
