@@ -108,7 +108,7 @@ def locate_captions(captions: str) -> Path:
     """Return a local caption file, or one from a data set of the hub: `owner/name[@revision][:file]`."""
     path = Path(captions).expanduser()
     match = _HUB_ID.fullmatch(captions)
-    if path.is_file() or match is None or (path.suffix and not match["file"]):
+    if path.is_file() or match is None or (captions.endswith(".csv") and not match["file"]):
         if not path.is_file():
             raise ValueError(f"there is no caption file {captions}, nor is it a hub id (owner/name@revision)")
         return path
