@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("redream", "index_build", "tasks", "flows")  # each may import itself and those before it
 LAYERS = (
     {"config", "cameras", "images", "weights"},
-    {"clip", "assets", "render"},
+    {"clip", "assets", "licenses", "render"},
     {"retrieval", "orientation", "field", "prior"},
     {"distill"},
     {"metrics", "export", "page"},
