@@ -8,9 +8,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("redream", "index_build", "tasks", "flows")  # each may import itself and those before it
 LAYERS = (
-    {"config", "cameras", "images", "weights"},
+    {"config", "cameras", "images", "weights", "mesh_files"},
     {"clip", "assets", "render"},
-    {"retrieval", "orientation", "field", "prior"},
+    {"retrieval", "index_files", "text_recall", "orientation", "field", "prior"},
     {"distill"},
     {"metrics", "export", "page"},
     {"mini"},  # makes weights and catalogs with whatever it needs; nothing of the method imports it
