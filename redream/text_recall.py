@@ -10,13 +10,14 @@ table this was chosen from).
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -150,7 +151,7 @@ def pack_codes(codes: UInt8[np.ndarray, "rows blocks"]) -> UInt8[np.ndarray, "ro
     return packed
 
 
-def write_unpacked_codes(packed: UInt8[np.ndarray, "rows packed"], num_blocks: int, file: BinaryIO) -> None:
+def write_unpacked_codes(packed: UInt8[np.ndarray, "rows packed"], num_blocks: int, file: io.BufferedIOBase) -> None:
     """Write packed codes as an .npy file with a byte for each."""
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(packed), num_blocks)}
     write_array_header_1_0(file, header)
