@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +21,8 @@ import numpy as np
 from filelock import FileLock
 from numpy.lib.format import open_memmap
 
-from index_build.embeddings import Shard, embed_assets, read_shard
+from index_build.catalog import Catalog
+from index_build.embeddings import NOT_DOWNLOADED, Shard, embed_assets, read_shard
 from index_build.views import ViewSource
 from redream.assets import Asset
 from redream.clip import Clip
@@ -64,6 +64,7 @@ class BuildPlan:
     num_views: int  # kept per asset
     asset_root: str
     settings: dict[str, Any]
+    dropped: dict[str, int]
     num_assets: int
     num_pending: int
     num_shards: int
@@ -94,15 +95,10 @@ class IndexStep:
 
 
 def build_index(
-    assets: Sequence[Asset],
-    clip: Clip,
-    config: RetrievalConfig,
-    views: ViewSource,
-    index_dir: str | Path,
-    catalog: str = "",
+    catalog: Catalog, clip: Clip, config: RetrievalConfig, views: ViewSource, index_dir: str | Path
 ) -> Iterator[IndexStep]:
-    """Make the index of some assets in this process, or bring the one in `index_dir` up to date."""
-    plan = plan_build(assets, clip, config, views, index_dir, catalog)
+    """Make the index of a catalog in this process, or bring the one in `index_dir` up to date."""
+    plan = plan_build(catalog, clip, config, views, index_dir)
     done = plan.num_assets - plan.num_pending
     last = IndexStep(done=plan.num_assets, total=plan.num_assets, asset_id="")
     for number in range(plan.num_shards):
@@ -115,26 +111,22 @@ def build_index(
 
 
 def plan_build(
-    assets: Sequence[Asset],
-    clip: Clip,
-    config: RetrievalConfig,
-    views: ViewSource,
-    index_dir: str | Path,
-    catalog: str = "",
+    catalog: Catalog, clip: Clip, config: RetrievalConfig, views: ViewSource, index_dir: str | Path
 ) -> BuildPlan:
     """Find out what has to be embedded and write it down beside the index."""
     index_dir = Path(index_dir)
-    _check(assets, index_dir)
-    asset_root = Path(os.path.commonpath([Path(asset.mesh_path).resolve().parent for asset in assets]))
+    _check(catalog, index_dir)
+    assets, asset_root = catalog.assets, Path(catalog.root)
     num_views = views.num_views if config.views == "each" else 1
     settings = {**views.settings(), "pooling": config.views, "assets_per_shard": config.assets_per_shard}
     plan = BuildPlan(
         index_dir=str(index_dir),
-        catalog=catalog,
+        catalog=catalog.name,
         clip_model=clip.identity,
         num_views=num_views,
         asset_root=str(asset_root),
         settings=settings,
+        dropped=catalog.dropped,
         num_assets=len(assets),
         num_pending=0,
         num_shards=0,
@@ -145,9 +137,8 @@ def plan_build(
     known = _known_keys(plan)
     pending = {key: i for i, key in enumerate(keys) if key not in known}
     rows = sorted(pending.values())
-    resolved = [replace(asset, mesh_path=str(Path(asset.mesh_path).resolve())) for asset in assets]
-    write_table(plan.folder / "assets.arrow", asset_columns(resolved, keys, asset_root), ASSET_SCHEMA)
-    columns = asset_columns([resolved[i] for i in rows], [keys[i] for i in rows], asset_root)
+    write_table(plan.folder / "assets.arrow", asset_columns(assets, keys, asset_root), ASSET_SCHEMA)
+    columns = asset_columns([assets[i] for i in rows], [keys[i] for i in rows], asset_root)
     write_table(plan.folder / "pending.arrow", columns, ASSET_SCHEMA)
     return replace(plan, num_pending=len(rows), num_shards=-(-len(rows) // config.assets_per_shard))
 
@@ -213,6 +204,7 @@ def _write_generation(plan: BuildPlan, generation: Path) -> IndexManifest:
         embedding_dim=text.shape[1],
         num_assets=len(kept),
         num_refused=len(left_out),
+        dropped=plan.dropped,
         num_views=plan.num_views,
         recall=recall,
         content_hash=content_hash(files),
@@ -238,7 +230,8 @@ def _gather(sources: list[np.ndarray], where: np.ndarray, path: Path) -> np.ndar
 def _known_keys(plan: BuildPlan) -> set[str]:
     """Return the keys that are embedded or refused already; shards that are damaged are removed."""
     sources = [*_finished_shards(plan), *_earlier_index(plan)]
-    return {key for shard in sources for key in (*shard.keys, *shard.refused)}
+    refused = {key for shard in sources for key, why in shard.refused.items() if not why.startswith(NOT_DOWNLOADED)}
+    return refused.union(*(shard.keys for shard in sources))
 
 
 def _finished_shards(plan: BuildPlan) -> Iterator[Shard]:
@@ -273,10 +266,10 @@ def _key(identity: str, asset: Asset, digest: str) -> str:
     return hashlib.sha256(json.dumps([identity, asset.caption, digest]).encode()).hexdigest()[:32]
 
 
-def _check(assets: Sequence[Asset], index_dir: Path) -> None:
-    if not assets:
+def _check(catalog: Catalog, index_dir: Path) -> None:
+    if not catalog.assets:
         raise ValueError("an index needs at least one asset")
-    if len({asset.asset_id for asset in assets}) != len(assets):
+    if len({asset.asset_id for asset in catalog.assets}) != len(catalog.assets):
         raise ValueError("two assets of the index share an asset_id; every asset needs its own")
     is_ours = (index_dir / MANIFEST).is_file() or (index_dir / "building").is_dir()
     if index_dir.exists() and not is_ours and (not index_dir.is_dir() or any(index_dir.iterdir())):

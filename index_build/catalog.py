@@ -1,17 +1,128 @@
-"""The catalog: a folder of meshes and one `catalog.jsonl` that says what they are.
+"""Catalogs: what there is to index. One door for Objaverse, a folder of meshes and the embedded miniature.
 
-Each line is an object with `uid`, `file`, `caption`, `license`, `author` and `source`; `file` is relative to the folder
-and stays inside it. Whatever else lies in the folder is not read.
+A catalog of one's own making is a folder with `catalog.jsonl`: each line is an object with `uid`, `file`, `caption`,
+`license`, `author` and `source`; `file` is relative to the folder and stays inside it. Whatever else lies in the folder
+is not read. Any other folder is searched for meshes (`folder_catalog`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from redream.assets import Asset
+from redream.config import DownloadConfig
+from redream.licenses import check_licenses, is_allowed, license_codes
 
 FIELDS = ("uid", "file", "caption", "license", "author", "source")
+MINI_SEED = 0
+MINI_VARIANTS = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Catalog:
+    """The assets to index. Their ids differ, their order is the same each time, their meshes may be still to fetch."""
+
+    name: str  # "objaverse", "mini" or the folder
+    root: str  # folder that all mesh paths lie below
+    assets: Sequence[Asset]
+    dropped: dict[str, int]  # rows, files and objects that are no assets, by reason
+    digest: Callable[[Asset], str]  # changes when the mesh's content does; fetches nothing
+
+
+def open_catalog(
+    name: str,
+    captions: str | None = None,
+    licenses: tuple[str, ...] = (),
+    *,
+    config: DownloadConfig = DownloadConfig(),  # noqa: B008  (frozen)
+    objaverse_dir: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+) -> Catalog:
+    """Open a catalog.
+
+    Args:
+        name: "objaverse", "mini", or a folder.
+        captions: a CSV in Cap3D's form or with a header; for Objaverse also a hub id, `owner/name[@revision][:file]`.
+        licenses: codes such as "cc0" and "by"; assets with any other licence are dropped. Empty: all pass.
+        objaverse_dir: the `objaverse` package's cache; by default its own, `~/.objaverse/hf-objaverse-v1`.
+        cache_dir: where digests and what is read off Objaverse's annotations are kept; `~/.cache/redream` by default.
+
+    Raises:
+        ValueError: there is no such catalog, its files are unusable, or no asset is left.
+    """
+    check_licenses(licenses)
+    cache_dir = Path(cache_dir) if cache_dir else default_cache_dir()
+    # Each kind of catalog has libraries of its own, which the others need not wait for.
+    if name == "objaverse":
+        from index_build.objaverse_catalog import open_objaverse
+
+        catalog = open_objaverse(captions, licenses, config, objaverse_dir, cache_dir)
+    elif name == "mini" or (Path(name) / "catalog.jsonl").is_file():
+        if captions:
+            raise ValueError(f"catalog {name} has captions of its own; leave {captions} out")
+        catalog = _listed(name, mini_folder(cache_dir) if name == "mini" else Path(name), licenses, cache_dir)
+    elif Path(name).is_dir():
+        from index_build.folder_catalog import open_folder
+
+        catalog = open_folder(name, captions, licenses, cache_dir)
+    else:
+        raise ValueError(f"there is no catalog {name!r}; give objaverse, mini, or a folder of meshes")
+    if not catalog.assets:
+        reasons = ", ".join(f"{count} x {reason}" for reason, count in catalog.dropped.items()) or "it is empty"
+        raise ValueError(f"catalog {name} has no asset to index ({reasons})")
+    return catalog
+
+
+def default_cache_dir() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "redream"
+
+
+def allowed_assets(assets: Sequence[Asset], licenses: tuple[str, ...], dropped: Counter[str]) -> list[Asset]:
+    """Keep the assets whose licences the filter lets pass, and count the others by licence."""
+    kept = [asset for asset in assets if is_allowed(asset.license, licenses)]
+    if len(kept) < len(assets):
+        dropped.update(license_reason(a.license) for a in assets if not is_allowed(a.license, licenses))
+    return kept
+
+
+def license_reason(text: str) -> str:
+    return f"license {' and '.join(license_codes(text))}"
+
+
+def mini_folder(cache_dir: Path) -> Path:
+    """Return the miniature's catalog, made where it is missing; its name follows the code that makes it."""
+    from redream.mini import catalog, shapes
+
+    source = b"".join(Path(str(module.__file__)).read_bytes() for module in (catalog, shapes))
+    folder = cache_dir / f"mini-{hashlib.sha256(source).hexdigest()[:16]}"
+    if not folder.is_dir():
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=".mini.", dir=cache_dir))
+        try:
+            catalog.write_catalog(aside, seed=MINI_SEED, num_variants=MINI_VARIANTS)
+            if not folder.is_dir():  # another process may have made the same meanwhile
+                aside.rename(folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    return folder
+
+
+def _listed(name: str, folder: Path, licenses: tuple[str, ...], cache_dir: Path) -> Catalog:
+    from index_build.digests import FileDigest
+
+    dropped: Counter[str] = Counter()
+    assets = allowed_assets(read_catalog(folder), licenses, dropped)
+    folder = folder.resolve()
+    digest = FileDigest(folder=str(folder), cache=str(cache_dir / "digests.sqlite"))
+    return Catalog(name=name, root=str(folder), assets=assets, dropped=dict(dropped), digest=digest)
 
 
 def read_catalog(folder: str | Path) -> list[Asset]:

@@ -22,9 +22,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
+from index_build.download import DownloadError
 from index_build.views import ViewMaker
 from redream.assets import Asset, AssetError
 from redream.clip import Clip
+
+
+NOT_DOWNLOADED = "not downloaded: "
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +58,8 @@ def embed_assets(
 ) -> Iterator[str]:
     """Embed assets one by one, yielding their names, and write them as a shard at the end.
 
-    An asset whose mesh or renders are refused is left out with the reason. Whatever else goes wrong, such as a network
-    that is down, ends the shard, which is then made again.
+    An asset whose mesh or renders are refused is left out with the reason; so is one that cannot be downloaded, which
+    the next build tries again. Where no asset can be downloaded the network is to blame, and the shard fails.
     """
     kept: list[int] = []
     images: list[np.ndarray] = []
@@ -66,6 +70,10 @@ def embed_assets(
             kept.append(i)
         except AssetError as error:
             refused[keys[i]] = str(error)
+        except DownloadError as error:
+            refused[keys[i]] = f"{NOT_DOWNLOADED}{error}"
+            if len(assets) > 1 and sum(reason.startswith(NOT_DOWNLOADED) for reason in refused.values()) == len(assets):
+                raise ConnectionError(f"none of the {len(assets)} assets of a shard could be downloaded") from error
         yield asset.asset_id
     text = embed_captions([assets[i] for i in kept], clip).cpu().numpy().astype(np.float16)
     image = np.stack(images) if images else np.zeros((0, num_kept, clip.embedding_dim), np.float16)

@@ -8,7 +8,6 @@ asset counts as unchanged.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import re
 import zipfile
@@ -21,10 +20,10 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 
+from index_build.catalog import Catalog
 from redream.assets import Asset, AssetError, load_mesh, normalize_mesh
 from redream.cameras import Camera, orbit
 from redream.images import composite, to_images
-from redream.mesh_files import mesh_digest
 from redream.render.mesh import MeshRenderer, mesh_renderer
 
 ELEVATION_DEG = 15.0
@@ -42,11 +41,14 @@ ViewMaker = Callable[[Asset], Views]
 
 
 class RenderedViews:
-    """Own renders. `fetch` brings an asset's mesh to this machine, where it may not lie yet, and returns its path."""
+    """Own renders of a catalog's assets.
 
-    def __init__(
-        self, num_views: int, image_size: int, fetch: Callable[[Asset], Path] = lambda asset: Path(asset.mesh_path)
-    ) -> None:
+    Args:
+        fetch: brings an asset's mesh to this machine, where it may not lie yet, and returns its path.
+    """
+
+    def __init__(self, catalog: Catalog, num_views: int, image_size: int, fetch: Callable[[str], Path] = Path) -> None:
+        self.digest = catalog.digest
         self.num_views = num_views
         self.image_size = image_size
         self._fetch = fetch
@@ -63,19 +65,12 @@ class RenderedViews:
             "background": BACKGROUND,
         }
 
-    def digest(self, asset: Asset) -> str:
-        """Hash the asset's files; of one that does not lie here yet, its name and source must do."""
-        path = Path(asset.mesh_path)
-        if path.is_file():
-            return mesh_digest(path)
-        return hashlib.sha256(f"{asset.asset_id}\n{asset.source}".encode()).hexdigest()
-
     @contextmanager
     def open(self) -> Iterator[ViewMaker]:
         """Yield a function that renders assets with one OpenGL context."""
         cameras = index_cameras(self.num_views, self.image_size)
         with mesh_renderer(self.image_size, self.image_size) as render:
-            yield lambda asset: render_index_views(self._fetch(asset), cameras, render)
+            yield lambda asset: render_index_views(self._fetch(asset.mesh_path), cameras, render)
 
 
 class PublishedViews:

@@ -55,6 +55,28 @@ class RetrievalConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class DownloadConfig:
+    """How objects are fetched, only those that were retrieved."""
+
+    base_url: str = "https://huggingface.co/datasets/allenai/objaverse/resolve/main"
+    redirect_hosts: tuple[str, ...] = ("huggingface.co", "hf.co")  # and hosts below them; base_url's own host always is
+    max_bytes: int = 512 * 2**20  # of one file
+    total_timeout: float = 600.0  # seconds for one file, all attempts and pauses together
+    stall_timeout: float = 30.0  # seconds without a byte
+    num_retries: int = 5  # after the first attempt
+    first_pause: float = 1.0  # seconds before the first retry; doubles with each, less up to half by jitter
+    max_pause: float = 60.0  # seconds, also of a pause that the server asks for
+
+    def __post_init__(self) -> None:
+        is_url = self.base_url.startswith(("https://", "http://"))
+        _require(is_url, "download.base_url", self.base_url, "an http(s) address")
+        _require(self.max_bytes >= 1, "download.max_bytes", self.max_bytes, ">= 1")
+        _require(self.num_retries >= 0, "download.num_retries", self.num_retries, ">= 0")
+        for name in ("total_timeout", "stall_timeout", "first_pause", "max_pause"):
+            _require(getattr(self, name) > 0, f"download.{name}", getattr(self, name), "> 0 seconds")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class OrientationConfig:
     num_poses: int = 24
     elevation_deg: float = 15.0
@@ -240,6 +262,7 @@ class ExportConfig:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
     retrieval: RetrievalConfig = setting(default_factory=RetrievalConfig)
+    download: DownloadConfig = setting(default_factory=DownloadConfig)
     orientation: OrientationConfig = setting(default_factory=OrientationConfig)
     camera: CameraConfig = setting(default_factory=CameraConfig)
     render: RenderConfig = setting(default_factory=RenderConfig)

@@ -72,7 +72,8 @@ class IndexManifest:
     clip_model: str  # `Clip.identity`
     embedding_dim: int
     num_assets: int
-    num_refused: int
+    num_refused: int  # assets that could not be embedded
+    dropped: dict[str, int]  # what the catalog held that is no asset, by reason
     num_views: int  # image vectors per asset
     recall: str  # how text recall was prepared
     content_hash: str

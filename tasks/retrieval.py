@@ -11,12 +11,12 @@ import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from redream.config import RetrievalConfig
-from redream.mesh_files import mesh_files
 from redream.weights import weights_digest
 from tasks.indexing import IndexPlace
 from tasks.progress import waiting
@@ -102,6 +102,34 @@ def load_retrieval(output: Output) -> Retrieval:
         asset = Asset(**entry.pop("asset"))
         neighbors.append(Neighbor(asset=replace(asset, mesh_path=str(output.path(asset.mesh_path))), **entry))
     return Retrieval(prompt=content["prompt"], neighbors=tuple(neighbors))
+
+
+def mesh_files(path: Path) -> list[Path]:
+    """Return a mesh file and the files that it names, such as buffers and textures, as far as they lie below it."""
+    path = path.resolve()
+    named: list[str] = []
+    if path.suffix.lower() == ".gltf":
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        uris = [entry.get("uri", "data:") for kind in ("buffers", "images") for entry in tree.get(kind, [])]
+        named = [unquote(uri) for uri in uris if not uri.startswith("data:")]
+    elif path.suffix.lower() == ".obj":
+        libraries = _named_after(path, ("mtllib",))
+        named = libraries + [
+            texture
+            for library in libraries
+            if (path.parent / library).is_file()
+            for texture in _named_after(path.parent / library, ("map_", "norm", "bump"))
+        ]
+    root = path.parent
+    files = [root / name for name in dict.fromkeys(named)]
+    return [path, *(file for file in files if file.resolve().is_relative_to(root) and file.is_file())]
+
+
+def _named_after(path: Path, keywords: tuple[str, ...]) -> list[str]:
+    """Return the file names in lines of OBJ and MTL files that start with a keyword; options stand before a name."""
+    lines = (line.strip().partition(" ") for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
+    rests = [rest.strip() for word, _, rest in lines if word.lower().startswith(keywords) and rest.strip()]
+    return [rest if (path.parent / rest).is_file() else rest.split()[-1] for rest in rests]
 
 
 def _save(retrieval: Retrieval, work: Work) -> dict[str, object]:

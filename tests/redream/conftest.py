@@ -219,6 +219,7 @@ def write_index(
         embedding_dim=text.shape[1],
         num_assets=len(text),
         num_refused=0,
+        dropped={},
         num_views=image.shape[1],
         recall=recall,
         content_hash=content_hash(files),

@@ -1,0 +1,174 @@
+"""Captions from CSV files that nobody vetted: Cap3D's own form, or a table with a header.
+
+Cap3D's files (Luo et al., 2023, arXiv 2306.07279) have no header and two columns, an id and a caption, quoted where it
+holds commas, CRLF. A table has a header with `caption`, with `uid` or `path`, and possibly with `license`, `author` and
+`source`. Each row of either comes out once or is counted once, and a broken row takes no other with it: a quote that is
+never closed costs its own line and not the rest of the file.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import BinaryIO
+
+MAX_CAPTION = 1_000  # characters; CLIP reads 77 tokens, longer captions are cut
+MAX_ROW_BYTES = 65_536
+MAX_ROW_LINES = 64  # that one quoted caption may span
+
+TOO_LONG = "row longer than 64 KiB"
+NOT_UTF8 = "row not UTF-8"
+MALFORMED = "malformed row"
+EMPTY_ID = "empty id"
+EMPTY_CAPTION = "empty caption"
+REFUSAL = "refusal in place of a caption"
+
+# What pandas and other writers leave of a missing caption.
+_MISSING = {"", "nan", "none", "null", "n/a"}
+# A language model was asked for a caption and declined; its answer describes nothing.
+_REFUSED = re.compile(r"(i'?m|i am) (sorry|unable)\b|sorry,|as an ai\b|i can(no|['’])t ", re.IGNORECASE)
+
+_HEADER = {
+    "uid": "uid",
+    "id": "uid",
+    "path": "path",
+    "file": "path",
+    "caption": "caption",
+    "license": "license",
+    "licence": "license",
+    "author": "author",
+    "attribution": "author",
+    "source": "source",
+    "url": "source",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CaptionRow:
+    """One usable row; what its file has no column for is empty."""
+
+    uid: str
+    caption: str
+    path: str = ""
+    license: str = ""
+    author: str = ""
+    source: str = ""
+
+
+def read_captions(path: str | Path, dropped: Counter[str]) -> Iterator[CaptionRow]:
+    """Yield the usable rows of a caption file in its order, and count the others in `dropped` by reason.
+
+    Raises:
+        ValueError: no such file, a header without an id, or no usable row at all.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"there is no caption file {path}; give a CSV in Cap3D's form or one with a header")
+    is_empty = True
+    with path.open("rb") as file:
+        rows = _rows(_lines(file, dropped), dropped)
+        first = next(rows, [])
+        columns, width = _header(first, path), len(first)
+        if columns is None:
+            columns, width, rows = {"uid": 0, "caption": 1}, 2, chain([first] if first else [], rows)
+        for cells in rows:
+            row = _checked(cells, columns, width)
+            if isinstance(row, str):
+                dropped[row] += 1
+                continue
+            is_empty = False
+            yield row
+    if is_empty:
+        reasons = ", ".join(f"{count} x {reason}" for reason, count in dropped.items()) or "it is empty"
+        raise ValueError(f"{path} holds no usable caption ({reasons}); expected rows of an id and a caption")
+
+
+def clean_text(text: str, limit: int) -> str:
+    """Make text from outside one printable line: control, format and line characters become spaces, `limit` cuts."""
+    if not text.isprintable():
+        text = "".join(character if character.isprintable() else " " for character in text)
+    return " ".join(text.split())[:limit].rstrip()
+
+
+def _checked(cells: list[str], columns: dict[str, int], width: int) -> CaptionRow | str:
+    """Return the row, or the reason why it is dropped."""
+    if len(cells) != width:
+        return MALFORMED
+    fields = {name: cells[index].strip() for name, index in columns.items()}
+    if not fields.get("uid") and not fields.get("path"):
+        return EMPTY_ID
+    caption = clean_text(fields["caption"], MAX_CAPTION)
+    if caption.lower() in _MISSING:
+        return EMPTY_CAPTION
+    if _REFUSED.match(caption):
+        return REFUSAL
+    return CaptionRow(
+        uid=fields.get("uid", ""),
+        caption=caption,
+        path=fields.get("path", ""),
+        license=clean_text(fields.get("license", ""), 200),
+        author=clean_text(fields.get("author", ""), 300),
+        source=clean_text(fields.get("source", ""), 500),
+    )
+
+
+def _header(cells: list[str], path: Path) -> dict[str, int] | None:
+    """Return the columns of a header by our names, or None for a first row that is data."""
+    names = [cell.strip().lower() for cell in cells]
+    if "caption" not in names:
+        return None
+    columns = {_HEADER[name]: index for index, name in reversed(list(enumerate(names))) if name in _HEADER}
+    if "uid" not in columns and "path" not in columns:
+        raise ValueError(f"{path} has a header without an id ({', '.join(names)[:200]}); expected uid or path in it")
+    return columns
+
+
+def _rows(lines: Iterator[str], dropped: Counter[str]) -> Iterator[list[str]]:
+    """Split lines into rows of cells; blank lines are none."""
+    ahead: deque[str] = deque()  # lines that were taken for the rest of a row and were not
+    while (line := ahead.popleft() if ahead else next(lines, None)) is not None:
+        if '"' not in line:  # most rows; the csv module says the same, slower
+            if text := line.strip("\r\n"):
+                yield text.split(",")
+            continue
+        taken = [line]
+        cells, is_open = _parse(line)
+        while is_open and len(taken) < MAX_ROW_LINES and sum(map(len, taken)) < MAX_ROW_BYTES:
+            more = ahead.popleft() if ahead else next(lines, None)
+            if more is None:
+                break
+            taken.append(more)
+            cells, is_open = _parse("".join(taken))
+        if cells:
+            yield cells
+        else:
+            dropped[MALFORMED] += 1
+            ahead.extendleft(reversed(taken[1:]))
+
+
+def _parse(text: str) -> tuple[list[str], bool]:
+    """Parse one row. A row that cannot be parsed has no cells; the flag says whether a quote in it is still open."""
+    try:
+        return next(csv.reader([text], strict=True)), False
+    except csv.Error as error:
+        return [], "unexpected end of data" in str(error)
+
+
+def _lines(file: BinaryIO, dropped: Counter[str]) -> Iterator[str]:
+    encoding = "utf-8-sig"  # of the first line, which may begin with a mark
+    while line := file.readline(MAX_ROW_BYTES):
+        if len(line) == MAX_ROW_BYTES and not line.endswith(b"\n"):
+            dropped[TOO_LONG] += 1
+            while (rest := file.readline(MAX_ROW_BYTES)) and not rest.endswith(b"\n"):
+                pass
+        else:
+            try:
+                yield line.decode(encoding)
+            except UnicodeDecodeError:
+                dropped[NOT_UTF8] += 1
+        encoding = "utf-8"

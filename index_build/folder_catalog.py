@@ -1,0 +1,157 @@
+"""A folder of one's own meshes as a catalog: every GLB, glTF, OBJ, PLY and STL file below it, each an asset.
+
+Captions, licences, authors and sources come from a CSV, else from glTF's `asset.extras` (as Sketchfab writes them) and
+`asset.copyright`, else the caption is the file's name in words. An asset's id is the CSV's `uid`, else the file's path
+in the folder: never anything inside the file, which its next export would change.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from index_build.captions import CaptionRow, clean_text, read_captions
+from index_build.catalog import Catalog, allowed_assets
+from index_build.digests import FileDigest
+from index_build.gltf_head import gltf_json
+from redream.assets import SUFFIXES, Asset
+
+# File names that say nothing, as Sketchfab's and Blender's exports have them; the folder's name then speaks.
+_BLANK_NAMES = {"scene", "model", "mesh", "object", "untitled", "source", "output", "export"}
+
+
+def open_folder(folder: str | Path, captions: str | None, licenses: tuple[str, ...], cache_dir: Path) -> Catalog:
+    """Find the meshes of a folder and describe them; none is opened beyond the JSON of a glTF file."""
+    dropped: Counter[str] = Counter()
+    root = Path(folder).resolve()
+    files = sorted(mesh_files(root, dropped))
+    rows = _rows_by_file(files, root, Path(captions), dropped) if captions else {}
+    assets: dict[str, Asset] = {}
+    for file in files:
+        asset = _described(root, file, rows.get(file))
+        if asset.asset_id in assets:
+            dropped["id of another file"] += 1
+        elif not asset.caption:
+            dropped["no caption and no name"] += 1
+        else:
+            assets[asset.asset_id] = asset
+    kept = allowed_assets(list(assets.values()), licenses, dropped)
+    digest = FileDigest(folder=str(root), cache=str(cache_dir / "digests.sqlite"))
+    return Catalog(name=str(folder), root=str(root), assets=kept, dropped=dict(dropped), digest=digest)
+
+
+def mesh_files(root: Path, dropped: Counter[str]) -> Iterator[str]:
+    """Yield the relative paths of a folder's meshes, and count what looks like one and is not used by reason."""
+
+    def unreadable(error: OSError) -> None:
+        dropped["unreadable folder"] += 1
+
+    for place, folders, names in os.walk(root, onerror=unreadable):
+        for name in list(folders):
+            reason = "hidden folder" if _is_hidden(name) else ""
+            if os.path.islink(os.path.join(place, name)):
+                reason = "linked folder"
+            if reason:
+                dropped[reason] += 1
+                folders.remove(name)
+        for name in names:
+            if os.path.splitext(name)[1].lower() not in SUFFIXES:
+                continue
+            path = Path(place, name)
+            if reason := _unusable(path, root):
+                dropped[reason] += 1
+            else:
+                yield path.relative_to(root).as_posix()
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _unusable(path: Path, root: Path) -> str:
+    """Return why a file is no asset, or ""."""
+    if _is_hidden(path.name):
+        return "hidden file"
+    if not path.relative_to(root).as_posix().isprintable():  # control characters, or bytes that are no UTF-8
+        return "unprintable name"
+    if path.is_symlink():
+        try:
+            target = path.resolve(strict=True)
+        except (OSError, RuntimeError):
+            return "broken link"
+        if not target.is_relative_to(root):
+            return "link out of the folder"
+        inside = target.relative_to(root)
+        if target.suffix.lower() in SUFFIXES and not any(map(_is_hidden, inside.parts)):
+            return "link to a file that is listed"
+    if not path.is_file():
+        return "no regular file"
+    if not os.access(path, os.R_OK):
+        return "unreadable file"
+    return "empty file" if path.stat().st_size == 0 else ""
+
+
+def _rows_by_file(files: list[str], root: Path, captions: Path, dropped: Counter[str]) -> dict[str, CaptionRow]:
+    """Match rows to files by path, relative to the CSV or to the folder, else by uid: a file's path or name."""
+    known = set(files)
+    by_name: dict[str, list[str]] = {}
+    for file in files:
+        without_suffix = os.path.splitext(file)[0]
+        for name in {file, without_suffix, os.path.basename(file), os.path.basename(without_suffix)}:
+            by_name.setdefault(name, []).append(file)
+    rows: dict[str, CaptionRow] = {}
+    for row in read_captions(captions, dropped):
+        # Compared as texts: what a row says is never opened.
+        places = [captions.resolve().parent, root] if row.path else []
+        paths = [os.path.relpath(os.path.normpath(place / row.path), root) for place in places]
+        matches = [path for path in paths if path in known][:1] or by_name.get(row.uid, [])
+        if len(matches) != 1:
+            dropped["caption of several files" if matches else "caption of no file"] += 1
+        elif matches[0] in rows:
+            dropped["second caption of a file"] += 1
+        else:
+            rows[matches[0]] = row
+    return rows
+
+
+def _described(root: Path, file: str, row: CaptionRow | None) -> Asset:
+    row = row or CaptionRow(uid="", caption="")
+    said = _said_of_itself(root / file) if file.lower().endswith((".glb", ".gltf")) else {}
+    return Asset(
+        asset_id=row.uid or file,
+        mesh_path=str(root / file),
+        caption=row.caption or said.get("caption", "") or words_of(file),
+        source=row.source or said.get("source", "") or file,
+        license=row.license or said.get("license", ""),
+        author=row.author or said.get("author", ""),
+    )
+
+
+def _said_of_itself(path: Path) -> dict[str, str]:
+    """Read `asset.extras` and `asset.copyright`, whatever they may hold."""
+    said: Any = gltf_json(path).get("asset")
+    said = said if isinstance(said, dict) else {}
+    extras: Any = said.get("extras") if isinstance(said.get("extras"), dict) else {}
+    copyright_ = _text(said.get("copyright"))
+    return {
+        "caption": next(filter(None, (_text(extras.get(key)) for key in ("caption", "description", "title"))), ""),
+        "source": _text(extras.get("source")),
+        "license": _text(extras.get("license")) or copyright_,
+        "author": _text(extras.get("author")) or copyright_,
+    }
+
+
+def _text(value: object) -> str:
+    return clean_text(value, 500) if isinstance(value, str) else ""
+
+
+def words_of(file: str) -> str:
+    """Read a file's name as words: `props/RedTruck_v2.glb` is "red truck v2", `red-truck/scene.gltf` "red truck"."""
+    path = Path(file)
+    name = path.parent.name if path.stem.lower() in _BLANK_NAMES and path.parent.name else path.stem
+    split = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    return " ".join(re.sub(r"[\W_]+", " ", split).lower().split())
