@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from filelock import FileLock
 from numpy.lib.format import open_memmap
 
@@ -34,7 +35,7 @@ from redream.index_files import (
     AssetRows,
     IndexManifest,
     IndexMismatch,
-    asset_columns,
+    asset_table,
     check_files,
     content_hash,
     drop_other_generations,
@@ -42,6 +43,7 @@ from redream.index_files import (
     read_manifest,
     read_table,
     read_vectors,
+    refused_table,
     seal_files,
     write_manifest,
     write_table,
@@ -133,13 +135,13 @@ def plan_build(
     )
     plan.folder.mkdir(parents=True, exist_ok=True)
     identity = json.dumps([clip.identity, {**settings, "assets_per_shard": None}], sort_keys=True)
-    keys = [_key(identity, asset, views.digest(asset)) for asset in assets]
+    keys = [_key(identity, asset.caption, catalog.digest(asset), views.digest(asset)) for asset in assets]
     known = _known_keys(plan)
     pending = {key: i for i, key in enumerate(keys) if key not in known}
-    rows = sorted(pending.values())
-    write_table(plan.folder / "assets.arrow", asset_columns(assets, keys, asset_root), ASSET_SCHEMA)
-    columns = asset_columns([assets[i] for i in rows], [keys[i] for i in rows], asset_root)
-    write_table(plan.folder / "pending.arrow", columns, ASSET_SCHEMA)
+    rows = sorted(pending.values())  # of two equal assets, one
+    table = asset_table(assets, keys, asset_root)
+    write_table(plan.folder / "assets.arrow", table)
+    write_table(plan.folder / "pending.arrow", table.take(pa.array(rows, pa.int64())))
     return replace(plan, num_pending=len(rows), num_shards=-(-len(rows) // config.assets_per_shard))
 
 
@@ -184,16 +186,13 @@ def _write_generation(plan: BuildPlan, generation: Path) -> IndexManifest:
     is_kept = np.array([key in places for key in keys])
     ids = table["asset_id"].to_pylist()
     left_out = [(ids[row], keys[row], refused[keys[row]]) for row in np.flatnonzero(~is_kept)]
-    columns = dict(zip(REFUSED_SCHEMA.names, map(list, zip(*left_out)), strict=True)) if left_out else {}
-    write_table(generation / "refused.arrow", columns or {name: [] for name in REFUSED_SCHEMA.names}, REFUSED_SCHEMA)
-    table = table.take(kept)
-    write_table(
-        generation / "assets.arrow", {name: table[name].to_pylist() for name in ASSET_SCHEMA.names}, ASSET_SCHEMA
-    )
+    write_table(generation / "refused.arrow", refused_table(left_out))
+    write_table(generation / "assets.arrow", table.take(pa.array(kept, pa.int64())))
 
     where = np.array([places[keys[row]] for row in kept])
     text = _gather([shard.text for shard in sources], where, generation / "text.npy")
     _gather([shard.image for shard in sources], where, generation / "image.npy")
+    del sources  # gigabytes, and training takes some more
     recall = train_recall(text, generation / "scann")
     files = seal_files(generation)
     return IndexManifest(
@@ -262,8 +261,8 @@ def _earlier_index(plan: BuildPlan) -> Iterator[Shard]:
         return
 
 
-def _key(identity: str, asset: Asset, digest: str) -> str:
-    return hashlib.sha256(json.dumps([identity, asset.caption, digest]).encode()).hexdigest()[:32]
+def _key(*inputs: str) -> str:
+    return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:32]
 
 
 def _check(catalog: Catalog, index_dir: Path) -> None:

@@ -27,7 +27,6 @@ from index_build.views import ViewMaker
 from redream.assets import Asset, AssetError
 from redream.clip import Clip
 
-
 NOT_DOWNLOADED = "not downloaded: "
 
 

@@ -2,8 +2,7 @@
 
 Own renders go round the asset over white at the CLIP's own size. Cap3D's (Luo et al., 2023; the dataset's folder
 `RenderedImage_perobj_zips`) are zip files of zip files: `.../<uid>.zip` holds `00000.png` and so on beside masks,
-depths and cameras, which are not read. Both are opened for a shard at a time, and both know the digest by which an
-asset counts as unchanged.
+depths and cameras, which are not read. Both are opened for a shard at a time.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 
-from index_build.catalog import Catalog
 from redream.assets import Asset, AssetError, load_mesh, normalize_mesh
 from redream.cameras import Camera, orbit
 from redream.images import composite, to_images
@@ -41,14 +39,13 @@ ViewMaker = Callable[[Asset], Views]
 
 
 class RenderedViews:
-    """Own renders of a catalog's assets.
+    """Own renders.
 
     Args:
-        fetch: brings an asset's mesh to this machine, where it may not lie yet, and returns its path.
+        fetch: brings a mesh to this machine, where it may not lie yet, and returns its path.
     """
 
-    def __init__(self, catalog: Catalog, num_views: int, image_size: int, fetch: Callable[[str], Path] = Path) -> None:
-        self.digest = catalog.digest
+    def __init__(self, num_views: int, image_size: int, fetch: Callable[[str], Path] = Path) -> None:
         self.num_views = num_views
         self.image_size = image_size
         self._fetch = fetch
@@ -64,6 +61,10 @@ class RenderedViews:
             "fovy_deg": FOVY_DEG,
             "background": BACKGROUND,
         }
+
+    def digest(self, asset: Asset) -> str:
+        """Return nothing: own renders follow from the mesh, whose digest the catalog has."""
+        return ""
 
     @contextmanager
     def open(self) -> Iterator[ViewMaker]:
@@ -97,6 +98,7 @@ class PublishedViews:
         return {"views": "published", "image_size": self.image_size, "background": BACKGROUND}
 
     def digest(self, asset: Asset) -> str:
+        """Return what changes with an asset's published renders."""
         return self._digests.get(asset.asset_id, "")
 
     @contextmanager
@@ -147,6 +149,8 @@ def _published_images(archive: zipfile.ZipFile, member: str, image_size: int) ->
             if any(entry.file_size > MAX_IMAGE_BYTES for entry in entries):
                 raise AssetError(f"{Path(member).name}: an image is larger than {MAX_IMAGE_BYTES >> 20} MiB.")
             pixels = [_over_white(images.read(entry), image_size) for entry in entries]
+    except AssetError:
+        raise
     except (zipfile.BadZipFile, OSError, ValueError, Image.DecompressionBombError) as error:
         raise AssetError(f"{Path(member).name}: its published renders are unreadable ({error}).") from error
     shown = [image for image in pixels if image.max() > image.min()]
@@ -158,7 +162,7 @@ def _published_images(archive: zipfile.ZipFile, member: str, image_size: int) ->
 def _over_white(content: bytes, image_size: int) -> Float[np.ndarray, "height width 3"]:
     with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
         if image.width * image.height > MAX_IMAGE_PIXELS or image.width != image.height:
-            raise AssetError(f"an image has {image.width}x{image.height} pixels; square ones up to 4096 are read")
+            raise ValueError(f"one has {image.width}x{image.height} pixels; square ones up to 4096 are read")
         rgba = image.convert("RGBA")
     white = Image.new("RGBA", rgba.size, "white")
     flat = Image.alpha_composite(white, rgba).convert("RGB")

@@ -20,7 +20,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, overload
@@ -221,17 +221,24 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     return table
 
 
-def write_table(path: Path, columns: dict[str, list[str]], schema: pa.Schema) -> None:
-    table = pa.table({name: pa.array(columns[name], pa.string()) for name in schema.names}, schema=schema)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+def write_table(path: Path, table: pa.Table) -> None:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table, max_chunksize=1 << 16)
 
 
-def asset_columns(assets: Sequence[Asset], keys: Sequence[str], asset_root: Path) -> dict[str, list[str]]:
-    """Return assets as columns, with mesh paths relative to `asset_root`."""
-    columns = {name: [getattr(asset, name) for asset in assets] for name in ASSET_FIELDS}
+def asset_table(assets: Iterable[Asset], keys: Sequence[str], asset_root: str | Path) -> pa.Table:
+    """Return assets and their keys as a table, with mesh paths relative to `asset_root`."""
+    rows = [tuple(getattr(asset, name) for name in ASSET_FIELDS) for asset in assets]
+    columns = dict(zip(ASSET_FIELDS, map(list, zip(*rows, strict=True)), strict=True))
     columns["mesh_path"] = [Path(os.path.relpath(path, asset_root)).as_posix() for path in columns["mesh_path"]]
-    return columns | {"key": list(keys)}
+    return pa.table({**columns, "key": list(keys)}, schema=ASSET_SCHEMA)
+
+
+def refused_table(refused: Sequence[tuple[str, str, str]]) -> pa.Table:
+    """Return (asset_id, key, reason) of what was refused as a table."""
+    return pa.Table.from_pylist(
+        [dict(zip(REFUSED_SCHEMA.names, row, strict=True)) for row in refused], schema=REFUSED_SCHEMA
+    )
 
 
 def read_vectors(path: Path, shape: tuple[int, ...]) -> Float16[np.ndarray, "..."]:

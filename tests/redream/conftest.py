@@ -19,13 +19,12 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from redream.assets import Asset
 from redream.clip import Clip
 from redream.index_files import (
-    ASSET_SCHEMA,
-    REFUSED_SCHEMA,
     IndexManifest,
-    asset_columns,
+    asset_table,
     content_hash,
     drop_other_generations,
     new_generation,
+    refused_table,
     seal_files,
     write_manifest,
     write_table,
@@ -205,8 +204,8 @@ def write_index(
     """Write an index by hand, or a newer generation of one; `image` is [assets, dim] or [assets, views, dim]."""
     image = image if image.ndim == 3 else image[:, None]
     generation = new_generation(index_dir)
-    write_table(generation / "assets.arrow", asset_columns(assets, [a.asset_id for a in assets], root), ASSET_SCHEMA)
-    write_table(generation / "refused.arrow", {name: [] for name in REFUSED_SCHEMA.names}, REFUSED_SCHEMA)
+    write_table(generation / "assets.arrow", asset_table(assets, [asset.asset_id for asset in assets], root))
+    write_table(generation / "refused.arrow", refused_table([]))
     np.save(generation / "text.npy", text.astype(np.float16))
     np.save(generation / "image.npy", image.astype(np.float16))
     recall = train_recall(text, generation / "scann")
