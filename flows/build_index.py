@@ -18,6 +18,7 @@ from tasks.indexing import (
     CatalogRequest,
     IndexPlace,
     assemble_index,
+    build_lock,
     built_index,
     embed_shard,
     given_index,
@@ -65,13 +66,14 @@ def build_index(
             retrieval=config.retrieval,
             download=config.download,
         )
-        plan = plan_index(run, request)
-        started = time.monotonic()
-        shards = [embed_shard.submit(request, plan, number) for number in range(plan.num_shards)]
-        num_reused = plan.num_assets - plan.num_pending
-        for _ in track(_assets_of(shards), "index", plan.num_assets, num_reused):
-            pass
-        return assemble_index(run, request, plan, time.monotonic() - started)
+        with build_lock(request.index_dir):
+            plan = plan_index(run, request)
+            started = time.monotonic()
+            shards = [embed_shard.submit(request, plan, number) for number in range(plan.num_shards)]
+            num_reused = plan.num_assets - plan.num_pending
+            for _ in track(_assets_of(shards), "index", plan.num_assets, num_reused):
+                pass
+            return assemble_index(run, request, plan, time.monotonic() - started)
 
 
 def default_index(out: Path, catalog: str) -> Path:

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from filelock import FileLock, Timeout
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
@@ -126,6 +129,26 @@ def given_index(index_dir: str) -> IndexPlace:
         content_hash=manifest.content_hash,
         num_assets=manifest.num_assets,
     )
+
+
+@contextmanager
+def build_lock(index_dir: str) -> Iterator[None]:
+    """Hold the right to build an index, which dies with its holder; readers do not need it.
+
+    Raises:
+        ValueError: another build holds it.
+    """
+    folder = Path(index_dir)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(f"another build of {index_dir} is under way; wait for it, or name another folder") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @task(name="plan_index", cache_policy=NO_CACHE)

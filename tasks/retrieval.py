@@ -89,14 +89,18 @@ def take_assets(run: Run, mesh_paths: list[str]) -> Output:
 def search(index: IndexPlace, prompt: str, config: RetrievalConfig) -> Retrieval:
     """Open an index and ask it."""
     from redream.clip import Clip
-    from redream.licenses import is_allowed
+    from redream.licenses import check_licenses, is_allowed
     from redream.retrieval import AssetIndex
 
+    check_licenses(config.licenses)
     with waiting("opening the index"):
         clip = Clip(config.clip_model, choose_device())
         opened = AssetIndex.open(index.index_dir, clip, index.asset_root)
     allows = partial(is_allowed, codes=config.licenses) if config.licenses else None
-    return opened.search(prompt, config.num_recall, config.num_assets, allows)
+    retrieval = opened.search(prompt, config.num_recall, config.num_assets, allows)
+    if not retrieval.neighbors:
+        raise ValueError(f"no asset of index {index.index_dir} is licensed under {', '.join(config.licenses)} alone")
+    return retrieval
 
 
 def load_retrieval(output: Output) -> Retrieval:
