@@ -18,7 +18,7 @@ from mlflow.tracking import MlflowClient
 from flows import cli
 from flows.build_index import build_index, default_index, task_runner
 from redream.index_files import read_manifest
-from tasks.indexing import IndexPlace, build_lock
+from tasks.indexing import IndexPlace
 from tasks.tracking import default_tracking_uri
 from tests.flows.conftest import save_meshes
 from tests.flows.test_cli import redream
@@ -78,13 +78,6 @@ def test_figures_of_the_build_and_the_recall_report_are_in_mlflow(
     assert run.data.metrics["index/assets_per_second"] > 0
     assert run.data.params["catalog"] == str(meshes)
     assert "index_check.json" in [file.path for file in client.list_artifacts(run.info.run_id)]
-
-
-def test_one_index_is_built_by_one_build_at_a_time(meshes: Path, clip_folder: Path) -> None:
-    index_dir = str(default_index(meshes.parent / "out", str(meshes)))
-    with build_lock(index_dir), pytest.raises(ValueError, match="another build"):
-        build(meshes, clip_folder)
-    assert build(meshes, clip_folder).num_assets == 3
 
 
 def test_the_command_examines_and_searches_what_it_built(
