@@ -102,6 +102,8 @@ def _checked(cells: list[str], columns: dict[str, int], width: int) -> CaptionRo
     fields = {name: cells[index].strip() for name, index in columns.items()}
     if not fields.get("uid") and not fields.get("path"):
         return EMPTY_ID
+    if not (fields.get("uid", "") + fields.get("path", "")).isprintable():
+        return MALFORMED
     caption = clean_text(fields["caption"], MAX_CAPTION)
     if caption.lower() in _MISSING:
         return EMPTY_CAPTION
@@ -124,7 +126,8 @@ def _header(cells: list[str], path: Path) -> dict[str, int] | None:
         return None
     columns = {_HEADER[name]: index for index, name in reversed(list(enumerate(names))) if name in _HEADER}
     if "uid" not in columns and "path" not in columns:
-        raise ValueError(f"{path} has a header without an id ({', '.join(names)[:200]}); expected uid or path in it")
+        shown = clean_text(", ".join(names), 200)
+        raise ValueError(f"{path} has a header without an id ({shown}); expected uid or path in it")
     return columns
 
 

@@ -108,8 +108,12 @@ def mini_folder(cache_dir: Path) -> Path:
         aside = Path(tempfile.mkdtemp(prefix=".mini.", dir=cache_dir))
         try:
             catalog.write_catalog(aside, seed=MINI_SEED, num_variants=MINI_VARIANTS)
-            if not folder.is_dir():  # another process may have made the same meanwhile
+            aside.chmod(0o755)  # mkdtemp's folder is private
+            try:
                 aside.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # else another process has made the same meanwhile
+                    raise
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     return folder

@@ -41,16 +41,23 @@ class FileDigest:
 
     def __call__(self, asset: Asset) -> str:
         Path(self.cache).parent.mkdir(parents=True, exist_ok=True)
+        path = Path(asset.mesh_path)
         try:
-            return self._digest(Path(asset.mesh_path))
-        except sqlite3.DatabaseError as error:
-            if "locked" in str(error):
+            try:
+                return self._digest(path)
+            except sqlite3.OperationalError:  # locked or not writable, but no damage
                 raise
-            Path(self.cache).unlink(missing_ok=True)  # damaged, and holds nothing that cannot be hashed again
-            return self._digest(Path(asset.mesh_path))
+            except sqlite3.DatabaseError:
+                Path(self.cache).unlink(missing_ok=True)  # damaged, and holds nothing that cannot be hashed again
+                return self._digest(path)
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read ({error.strerror or error})") from error
+        except sqlite3.OperationalError as error:
+            raise ValueError(f"digests cannot be kept in {self.cache} ({error}); name another cache folder") from error
 
     def _digest(self, path: Path) -> str:
-        with closing(sqlite3.connect(self.cache, timeout=60)) as database, database:
+        # Each row is its own transaction, so that nobody waits while a large file is hashed.
+        with closing(sqlite3.connect(self.cache, timeout=60, isolation_level=None)) as database:
             database.execute("PRAGMA synchronous = OFF")
             database.execute(_TABLE)
             return content_digest(path, Path(self.folder), database)
@@ -68,7 +75,7 @@ def content_digest(path: Path, folder: Path, database: sqlite3.Connection) -> st
             if other not in seen and other.is_file() and other.resolve().is_relative_to(folder):
                 seen.add(other)
                 pending.append(other)
-                digest.update(name.encode("utf-8", "surrogateescape"))
+                digest.update(name.encode())
     return digest.hexdigest()
 
 
@@ -98,7 +105,8 @@ def _named_files(path: Path) -> Iterator[str]:
         names = iter(())
     for name in names:
         parts = PurePosixPath(name.replace("\\", "/")).parts
-        if parts and ".." not in parts and not name.startswith(("/", "\\", "~")) and "\0" not in name:
+        is_below = ".." not in parts and not name.startswith(("/", "\\", "~"))
+        if parts and is_below and name.isprintable() and all(len(part.encode()) < 256 for part in parts):
             yield "/".join(parts)
 
 

@@ -108,7 +108,7 @@ def locate_captions(captions: str) -> Path:
     """Return a local caption file, or one from a data set of the hub: `owner/name[@revision][:file]`."""
     path = Path(captions).expanduser()
     match = _HUB_ID.fullmatch(captions)
-    if path.is_file() or match is None or (path.suffix and not match["file"]):
+    if path.is_file() or match is None or (captions.endswith(".csv") and not match["file"]):
         if not path.is_file():
             raise ValueError(f"there is no caption file {captions}, nor is it a hub id (owner/name@revision)")
         return path
@@ -131,7 +131,7 @@ def _joined(objects: pa.Table, caption_file: Path, dropped: Counter[str]) -> pa.
         batches.append(pa.RecordBatch.from_arrays(columns, names=["uid", "caption"]))
     captions = pa.Table.from_batches(batches)
     # Row of `objects`, -1 where it has none.
-    found = pc.index_in(captions["uid"], value_set=objects["uid"].combine_chunks()).fill_null(-1).to_numpy()
+    found = _look_up("index_in", captions["uid"], objects["uid"].combine_chunks()).fill_null(-1).to_numpy()
     known = np.flatnonzero(found >= 0)
     object_rows, firsts = np.unique(found[known], return_index=True)
     dropped[NOT_OBJAVERSE] += len(found) - len(known)
@@ -145,6 +145,10 @@ def _allowed(table: pa.Table, licenses: tuple[str, ...], dropped: Counter[str]) 
         return table
     counts = {pair["values"]: pair["counts"] for pair in table["license"].value_counts().to_pylist()}
     passing = [text for text in counts if is_allowed(text, licenses)]
-    for text in counts.keys() - set(passing):
+    for text in sorted(counts.keys() - set(passing)):
         dropped[license_reason(text)] += counts[text]
-    return table.filter(pc.is_in(table["license"].cast(pa.string()), value_set=pa.array(passing, pa.string())))
+    return table.filter(_look_up("is_in", table["license"].cast(pa.string()), pa.array(passing, pa.string())))
+
+
+def _look_up(function: str, values: pa.ChunkedArray, value_set: pa.Array) -> pa.ChunkedArray:
+    return pc.call_function(function, [values], pc.SetLookupOptions(value_set=value_set, skip_nulls=False))

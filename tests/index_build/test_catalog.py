@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from index_build.catalog import read_catalog
+from index_build.catalog import open_catalog, read_catalog
 
 
 def record(name: str, **changes: object) -> dict[str, object]:
@@ -89,3 +89,31 @@ def test_a_folder_without_a_catalog_and_an_empty_catalog_are_refused(tmp_path: P
         read_catalog(tmp_path)
     with pytest.raises(ValueError, match="lists no assets"):
         read_catalog(write(tmp_path / "c", ""))
+
+
+def test_a_folder_with_a_catalog_of_its_own_is_read_as_such(tmp_path: Path):
+    folder = write(tmp_path / "c", record("a"), record("b", license="CC-BY-NC-4.0"))
+    catalog = open_catalog(str(folder), cache_dir=tmp_path / "cache")
+    assert list(catalog.assets) == read_catalog(folder) and catalog.dropped == {}
+    assert catalog.digest(catalog.assets[0]) == catalog.digest(catalog.assets[1]), "both hold the same bytes"
+    (folder / "b.glb").write_bytes(b"another mesh")
+    assert catalog.digest(catalog.assets[0]) != catalog.digest(catalog.assets[1])
+    filtered = open_catalog(str(folder), None, ("cc0",), cache_dir=tmp_path / "cache")
+    assert [asset.asset_id for asset in filtered.assets] == ["a"] and filtered.dropped == {"license by-nc": 1}
+    with pytest.raises(ValueError, match=r"has captions of its own; leave x\.csv out"):
+        open_catalog(str(folder), "x.csv")
+
+
+def test_what_is_no_catalog_is_refused_with_what_there_could_be(tmp_path: Path):
+    with pytest.raises(ValueError, match="give objaverse, mini, or a folder of meshes"):
+        open_catalog(str(tmp_path / "nowhere"))
+
+
+def test_the_miniature_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("index_build.catalog.MINI_VARIANTS", 1)
+    first = open_catalog("mini", cache_dir=tmp_path)
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("mini-*/assets/*")}
+    assert len(first.assets) == len(stamps) == 128 and Path(first.root).parent == tmp_path
+    assert open_catalog("mini", None, ("cc0",), cache_dir=tmp_path).assets == first.assets
+    assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.glob("mini-*/assets/*")}
+    assert [path.name for path in tmp_path.iterdir()] == [Path(first.root).name], "nothing is left aside"
