@@ -20,7 +20,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from index_build.build import build_index
-from index_build.catalog import read_catalog
+from index_build.catalog import open_catalog
+from index_build.views import RenderedViews
 from redream.assets import load_mesh, normalize_mesh, turn_mesh
 from redream.cameras import sample_cameras
 from redream.clip import Clip
@@ -102,7 +103,9 @@ def view_accuracy(model: str, judge: PerceptualNet, config: RunConfig) -> list[d
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         write_catalog(Path(folder) / "catalog")
-        for _ in build_index(read_catalog(Path(folder) / "catalog"), clip, config.retrieval, Path(folder) / "index"):
+        catalog = open_catalog(str(Path(folder) / "catalog"), cache_dir=Path(folder) / "cache")
+        views = RenderedViews(config.retrieval.num_index_views, clip.image_size)
+        for _ in build_index(catalog, clip, config.retrieval, views, Path(folder) / "index"):
             pass
         index = AssetIndex.open(Path(folder) / "index", clip)
         for category, color in chosen:

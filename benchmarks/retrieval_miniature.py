@@ -15,11 +15,13 @@ import statistics
 import tempfile
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from index_build.build import build_index
-from index_build.catalog import read_catalog
+from index_build.catalog import open_catalog
+from index_build.views import RenderedViews
 from redream.clip import Clip
 from redream.config import RetrievalConfig, mini
 from redream.mini.catalog import write_catalog
@@ -79,7 +81,9 @@ def open_miniature(
 ) -> tuple[AssetIndex, dict[str, dict[str, Any]]]:
     """Write the catalog of the miniature, index it and read its truth."""
     write_catalog(folder / "catalog", seed=seed)
-    for step in build_index(read_catalog(folder / "catalog"), clip, config, folder / "index"):
+    catalog = open_catalog(str(folder / "catalog"), cache_dir=folder / "cache")
+    views = RenderedViews(config.num_index_views, clip.image_size)
+    for step in build_index(catalog, clip, config, views, folder / "index"):
         if step.done % 64 == 0 or step.done == step.total:
             print(f"indexed {step.done} of {step.total} assets", flush=True)
     truth = json.loads((folder / "catalog" / "truth.json").read_text(encoding="utf-8"))
@@ -111,10 +115,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--top-k", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0, help="of the catalog")
+    parser.add_argument("--views", choices=("mean", "each"), default="mean", help="score by the mean view or the best")
     parser.add_argument("--clip", default=mini().retrieval.clip_model, help="model id")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     arguments = parser.parse_args()
-    config = mini().retrieval
+    config = replace(mini().retrieval, views=arguments.views)
     with tempfile.TemporaryDirectory() as folder:
         index, truth = open_miniature(Path(folder), Clip(arguments.clip), config, arguments.seed)
         result = measure(index, truth, config, arguments.top_k)

@@ -1,28 +1,123 @@
-"""The index as a flow: a catalog is rendered, embedded and indexed. So far for the miniature's own catalog."""
+"""The index as a flow: a catalog is opened, embedded shard by shard, and put together; the miniature's is one stage."""
 
 from __future__ import annotations
 
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from prefect import flow
+from prefect.futures import PrefectFuture, as_completed
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.request import DEFAULT_OUT, checked_config, checked_out
 from redream.config import RetrievalConfig
-from tasks.indexing import IndexPlace, built_index, given_index, index_miniature
+from tasks.indexing import (
+    CatalogRequest,
+    IndexPlace,
+    assemble_index,
+    build_lock,
+    built_index,
+    embed_shard,
+    given_index,
+    index_miniature,
+    plan_index,
+)
+from tasks.progress import track
 from tasks.runs import Run, open_run
 
+ONE_THREAD = {"threads_per_worker": 1}
+RUNNERS = ("local", "dask", "ray")
 
-@flow(name="build_index", flow_run_name="index of {preset}")
-def build_index(preset: str = "mini", settings: dict[str, Any] = {}, out: str = DEFAULT_OUT) -> IndexPlace:
-    """Build the miniature's index, or find it built."""
+
+@flow(name="build_index", flow_run_name="index of {catalog}", task_runner=ThreadPoolTaskRunner(max_workers=1))
+def build_index(
+    catalog: str = "mini",
+    preset: str = "mini",
+    settings: dict[str, Any] = {},
+    captions: str = "",
+    licenses: list[str] = [],
+    renders: str = "",
+    index: str = "",
+    out: str = DEFAULT_OUT,
+) -> IndexPlace:
+    """Build the index of a catalog, or bring it up to date.
+
+    Args:
+        renders: folder of Cap3D's published renders, to embed these instead of own ones.
+        index: folder of the index; by default below `out`, and for the miniature in the store.
+    """
     config = checked_config(preset, "redream", settings)
-    if not config.retrieval.clip_model.startswith("mini:"):
-        raise ValueError(f"preset {preset} has no catalog of its own to index; choose mini")
-    request = {"preset": preset, "settings": settings}
-    with open_run("build_index", f"index of {preset}", 0, config, request, checked_out(out)) as run:
-        return built_index(index_miniature.submit(run, config.retrieval).result())
+    parameters = {"catalog": catalog, "preset": preset, "settings": settings, "captions": captions}
+    parameters |= {"licenses": licenses, "renders": renders, "index": index}
+    folder = checked_out(out)
+    with open_run("build_index", f"index of {catalog}", 0, config, parameters, folder) as run:
+        if catalog == "mini" and not index:
+            return built_index(index_miniature.submit(run, config.retrieval).result())
+        request = CatalogRequest(
+            catalog=catalog,
+            captions=captions or None,
+            licenses=tuple(licenses),
+            renders=renders,
+            index_dir=index or str(default_index(folder, catalog)),
+            cache_dir=str(folder / "cache"),
+            retrieval=config.retrieval,
+            download=config.download,
+        )
+        with build_lock(request.index_dir):
+            plan = plan_index(run, request)
+            started = time.monotonic()
+            shards = [embed_shard.submit(request, plan, number) for number in range(plan.num_shards)]
+            num_reused = plan.num_assets - plan.num_pending
+            for _ in track(_assets_of(shards), "index", plan.num_assets, num_reused):
+                pass
+            return assemble_index(run, request, plan, time.monotonic() - started)
+
+
+def default_index(out: Path, catalog: str) -> Path:
+    """Return where the index of a catalog lies if no place is named; folders of one name are told apart."""
+    if not Path(catalog).is_dir():
+        return out / "indexes" / catalog
+    place = Path(catalog).resolve()
+    return out / "indexes" / f"{place.name}-{hashlib.sha256(str(place).encode()).hexdigest()[:8]}"
+
+
+def task_runner(name: str, address: str = "") -> TaskRunner[Any]:
+    """Return the runner of a build's shards: this process, or a Dask or Ray cluster, by default one of its own."""
+    if name not in RUNNERS:
+        raise ValueError(f"unknown runner {name!r}; choose {', '.join(RUNNERS)}")
+    if name == "local":
+        return ThreadPoolTaskRunner(max_workers=1)
+    try:
+        if name == "dask":
+            from prefect_dask import DaskTaskRunner
+
+            return DaskTaskRunner(
+                address=address or None, cluster_kwargs=None if address else {"threads_per_worker": 1}
+            )
+        from prefect_ray import RayTaskRunner
+
+        return RayTaskRunner(address=address or None)
+    except ImportError as error:
+        raise ValueError(f"--runner {name} needs more packages: pip install 'redream[{name}]'") from error
 
 
 def find_index(run: Run, index: str, config: RetrievalConfig) -> IndexPlace:
     """Return the index that the user named, or else the miniature's own, built where it is missing."""
     return given_index(index) if index else built_index(index_miniature.submit(run, config).result())
+
+
+def _assets_of(shards: Sequence[PrefectFuture[int]]) -> Iterator[None]:
+    """Yield once per asset as shards end, in any order; those that failed are reported when the others are done."""
+    failed = None
+    for shard in as_completed(list(shards)):
+        try:
+            num_assets = shard.result()
+        except Exception as error:
+            failed = failed or error
+        else:
+            yield from (None for _ in range(num_assets))
+    if failed is not None:
+        raise failed

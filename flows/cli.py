@@ -45,7 +45,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-index_app = typer.Typer(help="Build indexes of 3D assets.", no_args_is_help=True)
+index_app = typer.Typer(help="Build and examine indexes of 3D assets.", no_args_is_help=True)
 app.add_typer(index_app, name="index")
 
 Prompt = Annotated[str, typer.Argument(help="What to make, in a few words.", show_default=False)]
@@ -91,13 +91,20 @@ def search(
     prompt: Prompt,
     preset: Preset = "mini",
     top_k: Annotated[int, typer.Option(min=1, help="How many assets to show.")] = 3,
+    license: Annotated[str, typer.Option(metavar="CODES", help="Only these licences, such as cc0,by.")] = "",
     settings: Settings = [],
     index: Index = "",
     out: Out = DEFAULT_OUT,
     as_json: AsJson = False,
 ) -> None:
     """Find the assets nearest to a prompt."""
-    overrides = {"retrieval.num_assets": top_k, **parsed_settings(settings)}
+    from redream.licenses import parse_licenses
+
+    overrides = {
+        "retrieval.num_assets": top_k,
+        "retrieval.licenses": parse_licenses(license),
+        **parsed_settings(settings),
+    }
     defaults = checked_config(preset, "redream", {}).retrieval
     overrides.setdefault("retrieval.num_recall", max(defaults.num_recall, top_k))
     config = checked_config(preset, "redream", overrides)
@@ -213,25 +220,105 @@ def doctor(as_json: AsJson = False) -> None:
 
 @index_app.command("build")
 def index_build(
+    catalog: Annotated[str, typer.Option(metavar="objaverse|mini|DIR", help="What to index.")] = "mini",
+    captions: Annotated[str, typer.Option(metavar="CSV", help="Captions; for objaverse also a hub id.")] = "",
+    license: Annotated[str, typer.Option(metavar="CODES", help="Only these licences, such as cc0,by.")] = "",
+    renders: Annotated[str, typer.Option(metavar="DIR", help="Cap3D's published renders, as zip files.")] = "",
+    index: Annotated[str, typer.Option(metavar="DIR", help="Where the index goes.", show_default="below --out")] = "",
+    runner: Annotated[str, typer.Option(help="local, dask or ray.")] = "local",
+    address: Annotated[str, typer.Option(help="Of a Dask or Ray cluster.", show_default="one of its own")] = "",
     preset: Preset = "mini",
     settings: Settings = [],
     out: Out = DEFAULT_OUT,
     as_json: AsJson = False,
 ) -> None:
-    """Build the index of the miniature's catalog."""
+    """Build the index of a catalog, or bring it up to date."""
+    from redream.licenses import parse_licenses
+
     config = checked_config(preset, "redream", parsed_settings(settings))
-    if not config.retrieval.clip_model.startswith("mini:"):
-        raise ValueError(f"preset {preset} has no catalog of its own to index; choose mini")
+    licenses = parse_licenses(license)
+    if catalog not in ("objaverse", "mini") and not Path(catalog).is_dir():
+        raise ValueError(f"--catalog {catalog}: give objaverse, mini, or a folder of meshes")
+    if catalog == "mini" and not index and not config.retrieval.clip_model.startswith("mini:"):
+        raise ValueError(f"preset {preset} has no catalog of its own to index; choose mini, or name one with --catalog")
+    if catalog == "mini" and (captions or licenses or renders):
+        raise ValueError("the miniature has its own captions, licences and renders; leave the options for them out")
     checked_weights(config)
     folder = checked_out(out)
     with _services(folder):
-        from flows.build_index import build_index
+        from flows.build_index import build_index, task_runner
+
+        flow = build_index.with_options(task_runner=task_runner(runner, address))
+    place_index = str(Path(index).resolve()) if index else ""
     with redirect_stdout(sys.stderr):
-        place = asdict(build_index(preset, parsed_settings(settings), str(folder)))
+        built = flow(
+            catalog=catalog if catalog in ("objaverse", "mini") else str(Path(catalog).resolve()),
+            preset=preset,
+            settings=parsed_settings(settings),
+            captions=captions,
+            licenses=list(licenses),
+            renders=renders,
+            index=place_index,
+            out=str(folder),
+        )
     if as_json:
-        _print_json(place)
+        _print_json(asdict(built))
     else:
-        print(f"index of {place['num_assets']} assets: {place['index_dir']}")
+        print(f"index of {built.num_assets:,} assets: {built.index_dir}")
+
+
+@index_app.command("info")
+def index_info(index: Annotated[str, typer.Argument(metavar="DIR")], as_json: AsJson = False) -> None:
+    """Say what an index holds and how it was made."""
+    from redream.index_files import read_manifest
+
+    manifest = read_manifest(index)
+    if as_json:
+        _print_json({**asdict(manifest), "num_bytes": manifest.num_bytes})
+        return
+    table = Table("", "", box=None, show_header=False)
+    table.add_row("catalog", escape(f"{manifest.catalog}, meshes below {manifest.asset_root}"))
+    table.add_row("assets", f"{manifest.num_assets:,} ({manifest.num_refused:,} refused)")
+    for reason, count in sorted(manifest.dropped.items()):
+        table.add_row("left out", escape(f"{count:,} x {reason}"))
+    table.add_row("CLIP", escape(f"{manifest.clip_model}, {manifest.embedding_dim} dimensions"))
+    table.add_row("image vectors", f"{manifest.num_views} per asset")
+    table.add_row("text recall", manifest.recall)
+    table.add_row("size", f"{manifest.num_bytes / 1e6:,.1f} MB")
+    table.add_row("made", manifest.created)
+    table.add_row("settings", escape(", ".join(f"{name} {value}" for name, value in manifest.settings.items())))
+    table.add_row("versions", escape(", ".join(f"{name} {value}" for name, value in manifest.versions.items())))
+    Console().print(table)
+
+
+@index_app.command("check")
+def index_check(
+    index: Annotated[str, typer.Argument(metavar="DIR")],
+    queries: Annotated[int, typer.Option(min=1, help="Assets to ask for.")] = 100,
+    preset: Preset = "mini",
+    settings: Settings = [],
+    as_json: AsJson = False,
+) -> None:
+    """Read every byte of an index, compare its search with an exact one, and look for its meshes."""
+    config = checked_config(preset, "redream", parsed_settings(settings))
+    checked_index(index, preset, config)
+    from tasks.indexing import check
+
+    report = check(index, config.retrieval.clip_model, queries)
+    if as_json:
+        _print_json(asdict(report))
+        return
+    table = Table("", "", box=None, show_header=False)
+    table.add_row("files", "whole")
+    nearest = f"of the exact {report.num_neighbors} nearest, {report.num_queries} queries each"
+    table.add_row("recall from captions", f"{report.text_recall:.4f} {nearest}")
+    table.add_row("recall from renders", f"{report.cross_recall:.4f}")
+    table.add_row("recall of the rerank", f"{report.image_recall:.4f}")
+    table.add_row("assets without a mesh here", f"{report.num_missing:,} of {report.num_assets:,}")
+    table.add_row("meshes that are no asset's", f"{report.num_orphaned:,}")
+    for name in (*report.missing, *report.orphaned):
+        table.add_row("", escape(name))
+    Console().print(table)
 
 
 def main() -> None:
@@ -293,7 +380,7 @@ def _open_index(index: str, config: RunConfig, preset: str, out: Path) -> IndexP
     with _services(out):
         from flows.build_index import build_index
     with redirect_stdout(sys.stderr):
-        return build_index(preset, {}, str(out))
+        return build_index(preset=preset, out=str(out))
 
 
 def _check_meshes(paths: Sequence[str]) -> None:

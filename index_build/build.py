@@ -1,29 +1,89 @@
-"""Build an index: every asset rendered, views and captions embedded, written in the form that `AssetIndex.open` reads.
+"""Build an index: plan what has to be embedded, embed it in shards, put the shards together.
 
-The index is written aside and renamed when complete, so that a folder of its name is always a whole index.
+What an asset's embeddings depend on is hashed into its key. Keys that the index of before or a finished shard has are
+not embedded again, so that a changed folder costs its changed assets and a killed build its unfinished shards. Shards
+lie in `<index>/building/` until the index that they became is in place.
 """
 
 from __future__ import annotations
 
-import os
+import hashlib
+import json
 import shutil
-import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
-from importlib.metadata import version
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
-import torch
-from jaxtyping import Float
-from safetensors.torch import save_file
-from torch import Tensor
+import numpy as np
+import pyarrow as pa
+from filelock import FileLock
+from numpy.lib.format import open_memmap
 
-from index_build import views
-from index_build.embeddings import embed_captions, embed_views
+from index_build.catalog import Catalog
+from index_build.embeddings import NOT_DOWNLOADED, Shard, embed_assets, read_shard
+from index_build.views import ViewSource
 from redream.assets import Asset
 from redream.clip import Clip
 from redream.config import RetrievalConfig
-from redream.retrieval import IndexManifest, content_hash, write_assets, write_manifest
+from redream.index_files import (
+    ASSET_SCHEMA,
+    MANIFEST,
+    REFUSED_SCHEMA,
+    AssetRows,
+    IndexManifest,
+    IndexMismatch,
+    asset_table,
+    check_files,
+    content_hash,
+    drop_other_generations,
+    new_generation,
+    read_manifest,
+    read_table,
+    read_vectors,
+    refused_table,
+    seal_files,
+    write_manifest,
+    write_table,
+)
+from redream.text_recall import train_recall
+
+RECORDED_PACKAGES = ("open_clip_torch", "torch", "numpy", "pyarrow", "scann", "pyrender", "trimesh")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildPlan:
+    """A build under way: a record, so that shards can be made by any process that sees the folder.
+
+    `building/assets.arrow` holds all assets with their keys, `building/pending.arrow` those to be embedded.
+    """
+
+    index_dir: str
+    catalog: str
+    clip_model: str
+    num_views: int  # kept per asset
+    asset_root: str
+    settings: dict[str, Any]
+    dropped: dict[str, int]
+    num_assets: int
+    num_pending: int
+    num_shards: int
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.index_dir, "building")
+
+    def shard(self, number: int) -> tuple[list[Asset], list[str]]:
+        """Return the assets of a shard and their keys."""
+        table = read_table(self.folder / "pending.arrow", ASSET_SCHEMA)
+        size = self.settings["assets_per_shard"]
+        rows = table.slice(number * size, size)
+        return list(AssetRows(rows, self.asset_root)), rows["key"].to_pylist()
+
+    def shard_path(self, keys: Sequence[str]) -> Path:
+        return self.folder / "shards" / f"{hashlib.sha256(''.join(keys).encode()).hexdigest()[:24]}.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,72 +96,190 @@ class IndexStep:
     manifest: IndexManifest | None = None
 
 
-def build_index(assets: list[Asset], clip: Clip, config: RetrievalConfig, out_dir: str | Path) -> Iterator[IndexStep]:
-    """Render and embed assets one by one and write their index to `out_dir`, which must be new or empty."""
-    out_dir = Path(out_dir)
-    _check(assets, out_dir)
-    cameras = views.index_cameras(config.num_index_views, clip.image_size)
-    text = embed_captions(assets, clip)
-    image = torch.empty_like(text)
-    manifest = None
-    for i, asset in enumerate(assets):
-        image[i] = embed_views(views.render_index_views(asset, cameras), clip)
-        if i + 1 == len(assets):
-            manifest = write_index(out_dir, assets, text, image, clip.identity, _settings(config, clip))
-        yield IndexStep(done=i + 1, total=len(assets), asset_id=asset.asset_id, manifest=manifest)
+def build_index(
+    catalog: Catalog, clip: Clip, config: RetrievalConfig, views: ViewSource, index_dir: str | Path
+) -> Iterator[IndexStep]:
+    """Make the index of a catalog in this process, or bring the one in `index_dir` up to date."""
+    plan = plan_build(catalog, clip, config, views, index_dir)
+    done = plan.num_assets - plan.num_pending
+    last = IndexStep(done=plan.num_assets, total=plan.num_assets, asset_id="")
+    for number in range(plan.num_shards):
+        for asset_id in embed_shard(plan, number, clip, views):
+            done += 1
+            last = IndexStep(done=done, total=plan.num_assets, asset_id=asset_id)
+            if done < plan.num_assets:
+                yield last
+    yield replace(last, manifest=assemble(plan))
 
 
-def write_index(
-    out_dir: Path,
-    assets: list[Asset],
-    text: Float[Tensor, "assets dim"],
-    image: Float[Tensor, "assets dim"],
-    clip_model: str,
-    settings: dict[str, int | float],
-) -> IndexManifest:
-    """Write an index of embedded assets aside and rename it to `out_dir`."""
-    asset_root = Path(os.path.commonpath([Path(asset.mesh_path).resolve().parent for asset in assets]))
-    out_dir.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
-    try:
-        write_assets(aside / "assets.jsonl", assets, asset_root)
-        embeddings = {"text": text.cpu().contiguous(), "image": image.cpu().contiguous()}
-        save_file(embeddings, aside / "embeddings.safetensors")
-        manifest = IndexManifest(
-            index_dir=str(out_dir),
-            clip_model=clip_model,
-            embedding_dim=text.shape[1],
-            num_assets=len(assets),
-            content_hash=content_hash(aside),
-            asset_root=str(asset_root),
-            settings=settings,
-            versions={name: version(name) for name in ("open_clip_torch", "torch", "pyrender", "trimesh")},
-        )
-        write_manifest(aside / "manifest.json", manifest)
-        aside.chmod(0o755)  # mkdtemp's folder is private
-        if out_dir.exists():
-            out_dir.rmdir()  # empty, as checked
-        aside.rename(out_dir)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)  # nothing is left there after the rename
+def plan_build(
+    catalog: Catalog, clip: Clip, config: RetrievalConfig, views: ViewSource, index_dir: str | Path
+) -> BuildPlan:
+    """Find out what has to be embedded and write it down beside the index."""
+    index_dir = Path(index_dir)
+    _check(catalog, index_dir)
+    assets, asset_root = catalog.assets, Path(catalog.root)
+    num_views = views.num_views if config.views == "each" else 1
+    settings = {**views.settings(), "pooling": config.views, "assets_per_shard": config.assets_per_shard}
+    plan = BuildPlan(
+        index_dir=str(index_dir),
+        catalog=catalog.name,
+        clip_model=clip.identity,
+        num_views=num_views,
+        asset_root=str(asset_root),
+        settings=settings,
+        dropped=catalog.dropped,
+        num_assets=len(assets),
+        num_pending=0,
+        num_shards=0,
+    )
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    identity = json.dumps([clip.identity, {**settings, "assets_per_shard": None}], sort_keys=True)
+    keys = [_key(identity, asset.caption, catalog.digest(asset), views.digest(asset)) for asset in assets]
+    known = _known_keys(plan)
+    pending = {key: i for i, key in enumerate(keys) if key not in known}
+    rows = sorted(pending.values())  # of two equal assets, one
+    table = asset_table(assets, keys, asset_root)
+    write_table(plan.folder / "assets.arrow", table)
+    write_table(plan.folder / "pending.arrow", table.take(pa.array(rows, pa.int64())))
+    return replace(plan, num_pending=len(rows), num_shards=-(-len(rows) // config.assets_per_shard))
+
+
+def embed_shard(plan: BuildPlan, number: int, clip: Clip, views: ViewSource) -> Iterator[str]:
+    """Make one shard of a plan, yielding its assets' names; one that is there already is left as it is."""
+    assets, keys = plan.shard(number)
+    path = plan.shard_path(keys)
+    if read_shard(path) is not None:
+        yield from (asset.asset_id for asset in assets)
+        return
+    with views.open() as make_views:
+        yield from embed_assets(assets, keys, make_views, clip, plan.num_views, path)
+
+
+def assemble(plan: BuildPlan) -> IndexManifest:
+    """Write the index of a plan whose shards are all there, as a new generation, and make it the index."""
+    with FileLock(plan.folder / "assemble.lock"):
+        generation = new_generation(Path(plan.index_dir))
+        try:
+            manifest = _write_generation(plan, generation)
+            write_manifest(manifest)
+        except BaseException:
+            shutil.rmtree(generation, ignore_errors=True)
+            raise
+        drop_other_generations(manifest)
+    shutil.rmtree(plan.folder)
     return manifest
 
 
-def _check(assets: list[Asset], out_dir: Path) -> None:
-    if not assets:
+def _write_generation(plan: BuildPlan, generation: Path) -> IndexManifest:
+    sources = [*_finished_shards(plan), *_earlier_index(plan)]
+    places = {key: (number, row) for number, shard in enumerate(sources) for row, key in enumerate(shard.keys)}
+    refused = {key: reason for shard in sources for key, reason in shard.refused.items()}
+    table = read_table(plan.folder / "assets.arrow", ASSET_SCHEMA)
+    keys = table["key"].to_pylist()
+    if lacking := [key for key in keys if key not in places and key not in refused]:
+        raise ValueError(f"{plan.index_dir}: {len(lacking)} assets are in no finished shard; build again to make them")
+    kept = [row for row, key in enumerate(keys) if key in places]
+    if not kept:
+        raise ValueError(f"none of the {len(keys)} assets can be indexed; the first: {refused[keys[0]]}")
+
+    is_kept = np.array([key in places for key in keys])
+    ids = table["asset_id"].to_pylist()
+    left_out = [(ids[row], keys[row], refused[keys[row]]) for row in np.flatnonzero(~is_kept)]
+    write_table(generation / "refused.arrow", refused_table(left_out))
+    write_table(generation / "assets.arrow", table.take(pa.array(kept, pa.int64())))
+
+    where = np.array([places[keys[row]] for row in kept])
+    text = _gather([shard.text for shard in sources], where, generation / "text.npy")
+    _gather([shard.image for shard in sources], where, generation / "image.npy")
+    del sources  # gigabytes, and training takes some more
+    recall = train_recall(text, generation / "scann")
+    files = seal_files(generation)
+    return IndexManifest(
+        index_dir=plan.index_dir,
+        generation=generation.name,
+        catalog=plan.catalog,
+        clip_model=plan.clip_model,
+        embedding_dim=text.shape[1],
+        num_assets=len(kept),
+        num_refused=len(left_out),
+        dropped=plan.dropped,
+        num_views=plan.num_views,
+        recall=recall,
+        content_hash=content_hash(files),
+        asset_root=plan.asset_root,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        files=files,
+        settings=plan.settings,
+        versions=_versions(),
+    )
+
+
+def _gather(sources: list[np.ndarray], where: np.ndarray, path: Path) -> np.ndarray:
+    """Write the rows at (source, row) pairs as one array, and map it."""
+    shape = (len(where), *next(source.shape[1:] for source in sources if len(source)))
+    gathered = open_memmap(path, "w+", np.float16, shape)
+    for number, source in enumerate(sources):
+        rows = np.flatnonzero(where[:, 0] == number)
+        gathered[rows] = source[where[rows, 1]]
+    gathered.flush()
+    return gathered
+
+
+def _known_keys(plan: BuildPlan) -> set[str]:
+    """Return the keys that are embedded or refused already; shards that are damaged are removed."""
+    sources = [*_finished_shards(plan), *_earlier_index(plan)]
+    refused = {key for shard in sources for key, why in shard.refused.items() if not why.startswith(NOT_DOWNLOADED)}
+    return refused.union(*(shard.keys for shard in sources))
+
+
+def _finished_shards(plan: BuildPlan) -> Iterator[Shard]:
+    for path in sorted((plan.folder / "shards").glob("*.safetensors")):
+        shard = read_shard(path)
+        if shard is None:
+            path.unlink(missing_ok=True)
+        else:
+            yield shard
+
+
+def _earlier_index(plan: BuildPlan) -> Iterator[Shard]:
+    """Return what an earlier build left in the folder, as one large shard; what is damaged is built anew."""
+    try:
+        manifest = read_manifest(plan.index_dir)
+        if manifest.clip_model != plan.clip_model or manifest.num_views != plan.num_views:
+            return
+        check_files(manifest, fully=True)
+        shape = (manifest.num_assets, manifest.embedding_dim)
+        refused = read_table(manifest.folder / "refused.arrow", REFUSED_SCHEMA)
+        yield Shard(
+            keys=read_table(manifest.folder / "assets.arrow", ASSET_SCHEMA)["key"].to_pylist(),
+            text=read_vectors(manifest.folder / "text.npy", shape),
+            image=read_vectors(manifest.folder / "image.npy", (shape[0], manifest.num_views, shape[1])),
+            refused=dict(zip(refused["key"].to_pylist(), refused["reason"].to_pylist(), strict=True)),
+        )
+    except IndexMismatch:
+        return
+
+
+def _key(*inputs: str) -> str:
+    return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:32]
+
+
+def _check(catalog: Catalog, index_dir: Path) -> None:
+    if not catalog.assets:
         raise ValueError("an index needs at least one asset")
-    if len({asset.asset_id for asset in assets}) != len(assets):
+    if len({asset.asset_id for asset in catalog.assets}) != len(catalog.assets):
         raise ValueError("two assets of the index share an asset_id; every asset needs its own")
-    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
-        raise ValueError(f"{out_dir} exists and is not empty; remove it or name another folder for the index")
+    is_ours = (index_dir / MANIFEST).is_file() or (index_dir / "building").is_dir()
+    if index_dir.exists() and not is_ours and (not index_dir.is_dir() or any(index_dir.iterdir())):
+        raise ValueError(f"{index_dir} exists and is not empty; remove it or name another folder for the index")
 
 
-def _settings(config: RetrievalConfig, clip: Clip) -> dict[str, int | float]:
-    return {
-        "num_index_views": config.num_index_views,
-        "image_size": clip.image_size,
-        "elevation_deg": views.ELEVATION_DEG,
-        "camera_distance": views.CAMERA_DISTANCE,
-        "fovy_deg": views.FOVY_DEG,
-        "background": views.BACKGROUND,
-    }
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in RECORDED_PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found

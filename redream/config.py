@@ -43,12 +43,16 @@ class RetrievalConfig:
     clip_model: str = "ViT-L-14/laion2b_s32b_b82k"
     num_recall: int = 100  # N', by text
     num_assets: int = 3  # N, by image; paper
-    num_index_views: int = 12  # renders per asset whose mean embedding is indexed
+    num_index_views: int = 12  # renders per asset
+    views: Literal["mean", "each"] = "mean"  # an asset's score: by the mean of its renders, or by the best of them
+    licenses: tuple[str, ...] = ()  # codes of the licences that may be retrieved, such as "cc0"; empty: all
+    assets_per_shard: int = 256  # what a killed build loses at most, per worker
 
     def __post_init__(self) -> None:
         _require(self.num_assets >= 1, "retrieval.num_assets", self.num_assets, ">= 1")
         _require(self.num_recall >= self.num_assets, "retrieval.num_recall", self.num_recall, ">= num_assets")
         _require(self.num_index_views >= 1, "retrieval.num_index_views", self.num_index_views, ">= 1")
+        _require(self.assets_per_shard >= 1, "retrieval.assets_per_shard", self.assets_per_shard, ">= 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

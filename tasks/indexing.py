@@ -1,23 +1,40 @@
-"""The index stage: the miniature's catalog, rendered, embedded and indexed.
+"""The index stages: the miniature's own index in the store, and the index of any catalog in a folder of the user's.
 
-An output holds `catalog/` (meshes, and the truth that no stage reads) and `index/`, and so needs nothing else.
+The miniature's output holds `catalog/` (meshes, and the truth that no stage reads) and `index/`, and so needs nothing
+else. An index of a catalog is kept up to date in its folder: planned, embedded shard by shard, each a task that is
+retried by itself on any machine that sees the folder, and assembled.
 """
 
 from __future__ import annotations
 
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from filelock import FileLock, Timeout
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from redream.config import RetrievalConfig
+from redream.config import DownloadConfig, RetrievalConfig
 from redream.weights import weights_digest
+from tasks.progress import raise_if_stopped, say, waiting
 from tasks.runs import Run
 from tasks.stage import RETRIES, RETRY_DELAYS, Work, choose_device, is_passing, run_stage
 from tasks.store import Output, StageKey, stage_key
+from tasks.tracking import Tracker
 
-STAGE_VERSION = 1
+if TYPE_CHECKING:
+    from index_build.build import BuildPlan
+    from index_build.check import IndexReport
+    from index_build.views import ViewSource
+    from redream.clip import Clip
+
+STAGE_VERSION = 2
 CATALOG_SEED = 0
 VARIANTS_PER_PAIR = 3  # 128 pairs of category and colour make 384 assets
 
@@ -30,6 +47,20 @@ class IndexPlace:
     asset_root: str
     content_hash: str
     num_assets: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CatalogRequest:
+    """What to index, how, and where: a record that reaches workers on other machines."""
+
+    catalog: str  # "objaverse" or a folder
+    captions: str | None
+    licenses: tuple[str, ...]
+    renders: str  # folder of Cap3D's published renders; empty: own ones
+    index_dir: str
+    cache_dir: str
+    retrieval: RetrievalConfig
+    download: DownloadConfig
 
 
 @task(
@@ -45,26 +76,35 @@ def index_miniature(run: Run, config: RetrievalConfig) -> Output:
     def produce(work: Work) -> dict[str, object]:
         # Imported here, as in every stage: a run that reuses its stages should not wait for torch.
         from index_build.build import build_index
-        from index_build.catalog import read_catalog
+        from index_build.catalog import open_catalog
+        from index_build.views import RenderedViews
         from redream.clip import Clip
         from redream.mini.catalog import write_catalog
 
         write_catalog(work.folder / "catalog", seed=CATALOG_SEED, num_variants=VARIANTS_PER_PAIR)
-        assets = read_catalog(work.folder / "catalog")
-        manifest = None
+        catalog = open_catalog(str(work.folder / "catalog"), cache_dir=work.checkpoint / "cache")
         clip = Clip(config.clip_model, choose_device())
-        for step in work.track(build_index(assets, clip, config, work.folder / "index"), len(assets)):
+        views = RenderedViews(config.num_index_views, clip.image_size)
+        # Where an attempt that was killed left its shards.
+        steps = build_index(catalog, clip, config, views, work.checkpoint / "index")
+        manifest = None
+        for step in work.track(steps, len(catalog.assets)):
             manifest = step.manifest
         assert manifest is not None
-        asset_root = Path(manifest.asset_root).relative_to((work.folder).resolve()).as_posix()
+        (work.checkpoint / "index").rename(work.folder / "index")
         work.metrics["num_assets"] = manifest.num_assets
-        return {"asset_root": asset_root, "content_hash": manifest.content_hash, "num_assets": manifest.num_assets}
+        return {"asset_root": "catalog", "content_hash": manifest.content_hash, "num_assets": manifest.num_assets}
 
     return run_stage(run, index_key(config), asdict(config), produce)
 
 
 def index_key(config: RetrievalConfig) -> StageKey:
-    settings = {"num_index_views": config.num_index_views, "catalog_seed": CATALOG_SEED, "variants": VARIANTS_PER_PAIR}
+    settings = {
+        "num_index_views": config.num_index_views,
+        "views": config.views,
+        "catalog_seed": CATALOG_SEED,
+        "variants": VARIANTS_PER_PAIR,
+    }
     return stage_key("index", STAGE_VERSION, settings, {"clip": weights_digest(config.clip_model)})
 
 
@@ -80,7 +120,7 @@ def built_index(output: Output) -> IndexPlace:
 
 def given_index(index_dir: str) -> IndexPlace:
     """Return an index that the user names."""
-    from redream.retrieval import read_manifest
+    from redream.index_files import read_manifest
 
     manifest = read_manifest(Path(index_dir))
     return IndexPlace(
@@ -89,3 +129,120 @@ def given_index(index_dir: str) -> IndexPlace:
         content_hash=manifest.content_hash,
         num_assets=manifest.num_assets,
     )
+
+
+@contextmanager
+def build_lock(index_dir: str) -> Iterator[None]:
+    """Hold the right to build an index, which dies with its holder; readers do not need it.
+
+    Raises:
+        ValueError: another build holds it.
+    """
+    folder = Path(index_dir)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(f"another build of {index_dir} is under way; wait for it, or name another folder") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@task(name="plan_index", cache_policy=NO_CACHE)
+def plan_index(run: Run, request: CatalogRequest) -> BuildPlan:
+    """Open the catalog and find out what its index lacks."""
+    from index_build.build import plan_build
+    from index_build.catalog import open_catalog
+
+    catalog = open_catalog(
+        request.catalog, request.captions, request.licenses, config=request.download, cache_dir=request.cache_dir
+    )
+    plan = plan_build(
+        catalog, _clip(request.retrieval.clip_model), request.retrieval, _views(request), request.index_dir
+    )
+    for reason, count in sorted(catalog.dropped.items()):
+        say(f"left out of the catalog: {count:,} x {reason}")
+    say(f"index: {plan.num_assets:,} assets, {plan.num_pending:,} to embed in {plan.num_shards:,} shards")
+    return plan
+
+
+@task(
+    name="embed_shard",
+    task_run_name="shard {number}",
+    cache_policy=NO_CACHE,
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_DELAYS,
+    retry_condition_fn=is_passing,
+)
+def embed_shard(request: CatalogRequest, plan: BuildPlan, number: int) -> int:
+    """Make one shard, unless it is there, and return how many assets it has."""
+    from index_build import build
+
+    num_done = 0
+    for _ in build.embed_shard(plan, number, _clip(request.retrieval.clip_model), _views(request)):
+        raise_if_stopped()
+        num_done += 1
+    return num_done
+
+
+@task(name="assemble_index", cache_policy=NO_CACHE)
+def assemble_index(run: Run, request: CatalogRequest, plan: BuildPlan, embedding_seconds: float) -> IndexPlace:
+    """Put the shards together, check what came out, and log the figures of the build and the recall report."""
+    from index_build.build import assemble
+    from index_build.check import check_index
+    from redream.retrieval import AssetIndex
+
+    started = time.monotonic()
+    with waiting("assembling the index"):
+        manifest = assemble(plan)
+        seconds = time.monotonic() - started
+        report = check_index(AssetIndex.open(plan.index_dir, _clip(request.retrieval.clip_model)))
+    tracker = Tracker.start(run.tracking, "index", {"redream.run_id": run.run_id}, parent=run.mlflow_run_id)
+    tracker.log_params({**plan.settings, "catalog": plan.catalog, "clip": plan.clip_model, "recall": manifest.recall})
+    figures = {
+        "num_assets": manifest.num_assets,
+        "num_embedded": plan.num_pending,
+        "num_refused": manifest.num_refused,
+        "num_bytes": manifest.num_bytes,
+        "embedding_seconds": embedding_seconds,
+        "assembly_seconds": seconds,
+        "assets_per_second": plan.num_pending / max(embedding_seconds, 1e-9),
+        **report.figures(),
+    }
+    tracker.log_final({f"index/{name}": float(value) for name, value in figures.items()})
+    tracker.log_text(json.dumps({**asdict(report), "dropped": manifest.dropped}, indent=1), "index_check.json")
+    tracker.finish()
+    return given_index(plan.index_dir)
+
+
+def check(index_dir: str, clip_model: str, num_queries: int) -> IndexReport:
+    """Check an index by its every byte and a sample of searches."""
+    from index_build.check import check_index
+    from redream.retrieval import AssetIndex
+
+    with waiting("checking the index"):
+        return check_index(AssetIndex.open(index_dir, _clip(clip_model)), num_queries)
+
+
+@lru_cache(maxsize=1)
+def _clip(model: str) -> Clip:
+    """Load the model once per process, for all of its shards."""
+    from redream.clip import Clip
+
+    return Clip(model, choose_device())
+
+
+@lru_cache(maxsize=1)
+def _views(request: CatalogRequest) -> ViewSource:
+    from index_build.download import fetch_mesh
+    from index_build.views import PublishedViews, RenderedViews
+    from redream.assets import load_mesh
+
+    image_size = _clip(request.retrieval.clip_model).image_size
+    if request.renders:
+        return PublishedViews(request.renders, image_size)
+    fetch = partial(fetch_mesh, verify=load_mesh, config=request.download)
+    return RenderedViews(request.retrieval.num_index_views, image_size, fetch)

@@ -18,11 +18,14 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 Item = TypeVar("Item")
 LINE_EVERY_SECONDS = 10.0
@@ -32,6 +35,14 @@ stop_requested = threading.Event()
 
 class Stopped(BaseException):
     """The user asked to stop. No `Exception`: nothing may take it for a failure and try again."""
+
+
+class _RateColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        """Show how many items come per second, or how long each takes."""
+        if not task.speed:
+            return Text("")
+        return Text(f"{task.speed:.1f}/s" if task.speed >= 1 else f"{duration(1 / task.speed)} each")
 
 
 class _Display:
@@ -53,6 +64,7 @@ class _Display:
                     TimeElapsedColumn(),
                     TextColumn("left"),
                     TimeRemainingColumn(),
+                    _RateColumn(),
                     console=self.console,
                     transient=True,
                 )
@@ -137,4 +149,5 @@ def duration(seconds: float) -> str:
 def _line(label: str, done: int, total: int | None, seconds_each: float) -> str:
     if not total:
         return f"{label}: {done}"
-    return f"{label}: {done}/{total}, {duration(max(total - done, 0) * seconds_each)} left"
+    rate = f"{1 / seconds_each:.1f}/s" if 0 < seconds_each < 1 else f"{duration(seconds_each)} each"
+    return f"{label}: {done}/{total}, {rate}, {duration(max(total - done, 0) * seconds_each)} left"

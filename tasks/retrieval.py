@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
@@ -41,7 +42,12 @@ OWN_LICENSE = "the user's own"
 def retrieve(run: Run, index: IndexPlace, config: RetrievalConfig) -> Output:
     """Find the assets nearest to the run's prompt and keep their meshes."""
     inputs = {"index": index.content_hash, "clip": weights_digest(config.clip_model)}
-    settings = {"prompt": run.prompt, "num_recall": config.num_recall, "num_assets": config.num_assets}
+    settings = {
+        "prompt": run.prompt,
+        "num_recall": config.num_recall,
+        "num_assets": config.num_assets,
+        "licenses": config.licenses,
+    }
 
     def produce(work: Work) -> dict[str, object]:
         retrieval = search(index, run.prompt, config)
@@ -83,12 +89,18 @@ def take_assets(run: Run, mesh_paths: list[str]) -> Output:
 def search(index: IndexPlace, prompt: str, config: RetrievalConfig) -> Retrieval:
     """Open an index and ask it."""
     from redream.clip import Clip
+    from redream.licenses import check_licenses, is_allowed
     from redream.retrieval import AssetIndex
 
+    check_licenses(config.licenses)
     with waiting("opening the index"):
         clip = Clip(config.clip_model, choose_device())
         opened = AssetIndex.open(index.index_dir, clip, index.asset_root)
-    return opened.search(prompt, config.num_recall, config.num_assets)
+    allows = partial(is_allowed, codes=config.licenses) if config.licenses else None
+    retrieval = opened.search(prompt, config.num_recall, config.num_assets, allows)
+    if not retrieval.neighbors:
+        raise ValueError(f"no asset of index {index.index_dir} is licensed under {', '.join(config.licenses)} alone")
+    return retrieval
 
 
 def load_retrieval(output: Output) -> Retrieval:

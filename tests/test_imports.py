@@ -10,7 +10,7 @@ PACKAGES = ("redream", "index_build", "tasks", "flows")  # each may import itsel
 LAYERS = (
     {"config", "cameras", "images", "weights"},
     {"clip", "assets", "licenses", "render"},
-    {"retrieval", "orientation", "field", "prior"},
+    {"retrieval", "index_files", "text_recall", "orientation", "field", "prior"},
     {"distill"},
     {"metrics", "export", "page"},
     {"mini"},  # makes weights and catalogs with whatever it needs; nothing of the method imports it

@@ -16,7 +16,7 @@ import os
 import sys
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,7 +43,7 @@ GREY = 0.45  # linear colour of what has none
 TEXELS_PER_PIXEL = 8  # along an axis; larger textures only cost time to upload
 MAX_TEXTURE_SIZE = 2048
 
-# Contexts are made and left within one call, in its own thread; PyOpenGL's records of them are shared, hence turns.
+# A context is current only within one call, in its own thread; PyOpenGL's records of them are shared, hence turns.
 _gl_lock = threading.Lock()
 
 
@@ -62,43 +62,67 @@ class AssetViews:
         return len(self.camera)
 
 
+MeshRenderer = Callable[[trimesh.Scene, Camera], Rendering]
+
+
 def render_mesh(scene: trimesh.Scene, camera: Camera) -> Rendering:
     """Render a scene from a batch of cameras, in 2 to 3 ms per view at 64 x 64 after 0.1 s for the context.
 
     Values are multiples of 1/255. Depth is measured along the ray of the pixel's centre but taken from one sample of
     the pixel, so at silhouettes it may be 0 where opacity is not.
     """
-    surfaces = _surfaces(scene)
+    with mesh_renderer(camera.width, camera.height) as render:
+        return render(scene, camera)
+
+
+@contextmanager
+def mesh_renderer(width: int, height: int) -> Iterator[MeshRenderer]:
+    """Yield `render_mesh` for cameras of one size with one context for all scenes, to be used in this thread only."""
+    with _renderer(width, height) as (pyrender, renderer, platform):
+
+        def render(scene: trimesh.Scene, camera: Camera) -> Rendering:
+            if (camera.width, camera.height) != (width, height):
+                raise ValueError(f"a renderer of {width}x{height} got cameras of {camera.width}x{camera.height}")
+            surfaces = _surfaces(scene)
+            with _gl_lock, _current(platform):
+                rgba, depth = _draw(pyrender, renderer, surfaces, camera)
+            for index in range(len(camera)):
+                directions = camera_rays(camera[index]).directions[0].cpu()
+                cosine = -(directions * camera.c2w[index, :3, 2].cpu()).sum(dim=-1, keepdim=True)
+                depth[index] /= cosine
+            return Rendering(rgba[..., :3], rgba[..., 3:], depth)
+
+        yield render
+
+
+def _draw(
+    pyrender: Any, renderer: Any, surfaces: list[_Surface], camera: Camera
+) -> tuple[Float[torch.Tensor, "batch height width 4"], Float[torch.Tensor, "batch height width 1"]]:
+    """Return premultiplied colour, and depth along the camera's axis."""
     points = np.concatenate([surface.positions for surface in surfaces]) if surfaces else np.zeros((1, 3))
     center = 0.5 * (points.min(axis=0) + points.max(axis=0))
     radius = float(np.linalg.norm(points - center, axis=1).max())
-
     c2w = camera.c2w.detach().cpu().double().numpy()
     fovy = np.radians(camera.fovy_deg.detach().cpu().double().numpy())
     rgba = torch.zeros(len(camera), camera.height, camera.width, 4)
     depth = torch.zeros(len(camera), camera.height, camera.width, 1)
-    with _gl_lock, _renderer(camera.width, camera.height) as (pyrender, renderer):
-        target = pyrender.Scene(bg_color=[0.0, 0.0, 0.0, 0.0], ambient_light=[AMBIENT] * 3)
-        if surfaces:
-            target.add(pyrender.Mesh(_primitives(pyrender, surfaces, max(camera.height, camera.width))))
-        lens = pyrender.PerspectiveCamera(yfov=1.0, aspectRatio=camera.width / camera.height)
-        lens_node = target.add(lens)
-        for index in range(len(camera)):
-            # Near and far hug the object, because the depth buffer has 24 bits.
-            to_center = float(c2w[index, :3, 2] @ (c2w[index, :3, 3] - center))
-            lens.znear = max(to_center - 1.01 * radius, 0.005 * radius)
-            lens.zfar = max(to_center + 1.01 * radius, 2.0 * lens.znear)
-            lens.yfov = float(fovy[index])
-            target.set_pose(lens_node, c2w[index])
-            color, along_axis = renderer.render(target, pyrender.RenderFlags.RGBA | pyrender.RenderFlags.OFFSCREEN)
-            rgba[index] = torch.from_numpy(color / np.float32(255.0))
-            depth[index, ..., 0] = torch.from_numpy(along_axis.copy())
-
+    # What the renderer has of the scene before is released when it meets this one.
+    target = pyrender.Scene(bg_color=[0.0, 0.0, 0.0, 0.0], ambient_light=[AMBIENT] * 3)
+    if surfaces:
+        target.add(pyrender.Mesh(_primitives(pyrender, surfaces, max(camera.height, camera.width))))
+    lens = pyrender.PerspectiveCamera(yfov=1.0, aspectRatio=camera.width / camera.height)
+    lens_node = target.add(lens)
     for index in range(len(camera)):
-        directions = camera_rays(camera[index]).directions[0].cpu()
-        cosine = -(directions * camera.c2w[index, :3, 2].cpu()).sum(dim=-1, keepdim=True)
-        depth[index] /= cosine
-    return Rendering(rgba[..., :3], rgba[..., 3:], depth)
+        # Near and far hug the object, because the depth buffer has 24 bits.
+        to_center = float(c2w[index, :3, 2] @ (c2w[index, :3, 3] - center))
+        lens.znear = max(to_center - 1.01 * radius, 0.005 * radius)
+        lens.zfar = max(to_center + 1.01 * radius, 2.0 * lens.znear)
+        lens.yfov = float(fovy[index])
+        target.set_pose(lens_node, c2w[index])
+        color, along_axis = renderer.render(target, pyrender.RenderFlags.RGBA | pyrender.RenderFlags.OFFSCREEN)
+        rgba[index] = torch.from_numpy(color / np.float32(255.0))
+        depth[index, ..., 0] = torch.from_numpy(along_axis.copy())
+    return rgba, depth
 
 
 def save_views(folder: Path | str, views: AssetViews) -> None:
@@ -128,7 +152,7 @@ def load_views(folder: Path | str) -> AssetViews:
 
 def gl_renderer() -> str:
     """Name the OpenGL implementation that draws the meshes, or raise `RendererUnavailable`."""
-    with _gl_lock, _renderer(1, 1):
+    with _renderer(1, 1) as (_, _, platform), _gl_lock, _current(platform):
         from OpenGL import GL
 
         name: Any = GL.glGetString(GL.GL_RENDERER)
@@ -136,8 +160,8 @@ def gl_renderer() -> str:
 
 
 @contextmanager
-def _renderer(width: int, height: int) -> Iterator[tuple[Any, Any]]:
-    """Yield pyrender and a renderer whose context is current in this thread; release both at the end."""
+def _renderer(width: int, height: int) -> Iterator[tuple[Any, Any, Any]]:
+    """Yield pyrender, a renderer and its platform, whose context is not current; release them at the end."""
     if sys.platform == "linux":
         os.environ.setdefault("PYOPENGL_PLATFORM", "egl")  # read once, when OpenGL is first imported
         # Mesa's software rasteriser shares an image between threads that wait for each other: nothing to gain at our
@@ -145,29 +169,48 @@ def _renderer(width: int, height: int) -> Iterator[tuple[Any, Any]]:
         os.environ.setdefault("LP_NUM_THREADS", "0")
     wanted = os.environ.get("PYOPENGL_PLATFORM", "the window system")
     try:
-        import pyrender
-        from OpenGL import GL
-        from pyrender.shader_program import ShaderProgramCache
+        with _gl_lock:
+            import pyrender
+            from OpenGL import GL
+            from pyrender.shader_program import ShaderProgramCache
 
-        platform = _platform(wanted, width, height)
-        platform.init_context()
-        platform.make_current()
+            platform = _platform(wanted, width, height)
+            platform.init_context()
+            with _current(platform):
+                # Not pyrender's OffscreenRenderer: its `delete` runs a full garbage collection, 0.3 s beside a loaded
+                # network.
+                renderer = pyrender.Renderer(width, height)
+                renderer._program_cache = ShaderProgramCache(shader_dir=str(Path(__file__).parent))
+                GL.glEnable(GL.GL_SAMPLE_ALPHA_TO_COVERAGE)
+                GL.glEnable(GL.GL_SAMPLE_ALPHA_TO_ONE)
     except Exception as error:  # AttributeError, ImportError, GLError, AssertionError: PyOpenGL has no one type for it
         packages = "libosmesa6" if wanted == "osmesa" else "libegl1 libgl1-mesa-dri"
         raise RendererUnavailable(
             f"no OpenGL context through {wanted} ({type(error).__name__}: {error}); "
             f"on Debian or Ubuntu run: apt-get install {packages}"
         ) from error
-    # Not pyrender's OffscreenRenderer: its `delete` runs a full garbage collection, 0.3 s beside a loaded network.
-    renderer = pyrender.Renderer(width, height)
-    renderer._program_cache = ShaderProgramCache(shader_dir=str(Path(__file__).parent))
     try:
-        GL.glEnable(GL.GL_SAMPLE_ALPHA_TO_COVERAGE)
-        GL.glEnable(GL.GL_SAMPLE_ALPHA_TO_ONE)
-        yield pyrender, renderer
+        yield pyrender, renderer, platform
     finally:
-        renderer.delete()
-        _close(platform, wanted)
+        with _gl_lock:
+            with _current(platform):
+                renderer.delete()
+            _close(platform, wanted)
+
+
+@contextmanager
+def _current(platform: Any) -> Iterator[None]:
+    """Make a context current in this thread for a while, so that a thread may have several, one after the other."""
+    platform.make_current()
+    try:
+        yield
+    finally:
+        if hasattr(platform, "_egl_display"):
+            from OpenGL import EGL
+
+            EGL.eglMakeCurrent(platform._egl_display, EGL.EGL_NO_SURFACE, EGL.EGL_NO_SURFACE, EGL.EGL_NO_CONTEXT)
+        else:
+            platform.make_uncurrent()
 
 
 def _platform(wanted: str, width: int, height: int) -> Any:
@@ -188,11 +231,9 @@ def _close(platform: Any, wanted: str) -> None:
     if wanted != "egl":
         platform.delete_context()
         return
-    # pyrender's `delete_context` would terminate the display under other contexts of the process, and would leave a
-    # context that is still current, which lives on until its thread ends.
+    # pyrender's `delete_context` would terminate the display under other contexts of the process.
     from OpenGL import EGL
 
-    EGL.eglMakeCurrent(platform._egl_display, EGL.EGL_NO_SURFACE, EGL.EGL_NO_SURFACE, EGL.EGL_NO_CONTEXT)
     EGL.eglDestroyContext(platform._egl_display, platform._egl_context)
 
 

@@ -11,10 +11,12 @@ import torch
 import trimesh
 
 from index_build.build import build_index
+from index_build.views import RenderedViews
 from redream.assets import Asset
 from redream.clip import Clip
 from redream.config import smoke
 from redream.metrics.perceptual import PerceptualConfig, PerceptualNet
+from tests.index_build.conftest import catalog_of
 from tests.redream.conftest import save_tiny_clip, save_tiny_prior
 
 
@@ -51,7 +53,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         for name, path in meshes.items()
     ]
     clip = Clip(settings["retrieval.clip_model"])
-    assert len(list(build_index(assets, clip, smoke().retrieval, folder / "index"))) == len(assets)
+    views = RenderedViews(smoke().retrieval.num_index_views, clip.image_size)
+    assert len(list(build_index(catalog_of(assets), clip, smoke().retrieval, views, folder / "index"))) == len(assets)
     return World(str(folder / "index"), settings, meshes)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
 import trimesh
 
+from index_build.catalog import Catalog
 from redream.assets import Asset
 from redream.clip import Clip
 from tests.redream.conftest import save_tiny_clip
@@ -32,3 +34,15 @@ def assets(tmp_path: Path) -> list[Asset]:
         caption = f"a grey {name}"
         records.append(Asset(asset_id=name, mesh_path=str(path), caption=caption, source="test", license="CC0"))
     return records
+
+
+def catalog_of(assets: list[Asset]) -> Catalog:
+    """Return a catalog of meshes that lie here, with digests of their content."""
+    root = str(Path(assets[0].mesh_path).parent) if assets else "/"
+    return Catalog(
+        name="test",
+        root=root,
+        assets=assets,
+        dropped={},
+        digest=lambda asset: hashlib.sha256(Path(asset.mesh_path).read_bytes()).hexdigest(),
+    )

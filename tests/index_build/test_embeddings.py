@@ -2,24 +2,90 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
+import pytest
 import torch
 
-from index_build.embeddings import embed_captions, embed_views
-from redream.assets import Asset
+from index_build.download import DownloadError
+from index_build.embeddings import Shard, embed_assets, embed_captions, embed_views, read_shard, write_shard
+from redream.assets import Asset, AssetError
 from redream.clip import Clip
 
 
 def test_an_asset_is_the_normalised_mean_of_its_views_in_any_order(clip: Clip):
     images = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    embedding = embed_views(images, clip)
+    embedding = embed_views(images, clip, 1)[0]
     mean = clip.embed_images(images).mean(dim=0)
     torch.testing.assert_close(embedding, mean / mean.norm())
-    torch.testing.assert_close(embed_views(images.flip(0), clip), embedding)
+    torch.testing.assert_close(embed_views(images.flip(0), clip, 1)[0], embedding)
 
 
 def test_an_asset_of_one_view_is_that_view(clip: Clip):
     image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(embed_views(image, clip), clip.embed_images(image)[0])
+    torch.testing.assert_close(embed_views(image, clip, 1)[0], clip.embed_images(image)[0])
+
+
+def test_kept_views_stay_apart_and_fewer_repeat(clip: Clip):
+    images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    embeddings = clip.embed_images(images)
+    torch.testing.assert_close(embed_views(images, clip, 3), embeddings)
+    torch.testing.assert_close(embed_views(images, clip, 5), embeddings[[0, 1, 2, 0, 1]])
+
+
+def some_shard() -> Shard:
+    vectors = np.random.default_rng(0).standard_normal((3, 8)).astype(np.float16)
+    return Shard(["a", "b", "c"], vectors, vectors[:, None], {"d": "no mesh"})
+
+
+def test_a_shard_reads_back_and_leaves_nothing_beside_it(tmp_path: Path):
+    write_shard(tmp_path / "shards" / "one.safetensors", some_shard())
+    read = read_shard(tmp_path / "shards" / "one.safetensors")
+    assert read is not None and read.keys == ["a", "b", "c"] and read.refused == {"d": "no mesh"}
+    np.testing.assert_array_equal(read.text, some_shard().text)
+    np.testing.assert_array_equal(read.image, some_shard().image)
+    assert [path.name for path in (tmp_path / "shards").iterdir()] == ["one.safetensors"]
+
+
+@pytest.mark.parametrize("place", [3, 100, -1])
+def test_a_shard_with_one_bit_changed_is_none(place: int, tmp_path: Path):
+    path = tmp_path / "one.safetensors"
+    write_shard(path, some_shard())
+    content = bytearray(path.read_bytes())
+    content[place] ^= 4
+    path.write_bytes(content)
+    assert read_shard(path) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00" * 100, b"no tensors"])
+def test_what_is_no_shard_is_none(content: bytes, tmp_path: Path):
+    (tmp_path / "one.safetensors").write_bytes(content)
+    assert read_shard(tmp_path / "one.safetensors") is None
+    assert read_shard(tmp_path / "absent.safetensors") is None
+
+
+def views_of(asset: Asset) -> torch.Tensor:
+    if asset.asset_id == "ball":
+        raise AssetError("ball.glb: no mesh.")
+    if asset.asset_id == "pipe":
+        raise DownloadError("pipe.glb: 404")
+    return torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def test_refused_assets_are_left_out_with_the_reason(clip: Clip, assets: list[Asset], tmp_path: Path):
+    done = list(embed_assets(assets, ["1", "2", "3"], views_of, clip, 1, tmp_path / "one"))
+    shard = read_shard(tmp_path / "one")
+    assert done == ["box", "ball", "pipe"]
+    assert shard is not None and shard.keys == ["1"]
+    assert shard.refused == {"2": "ball.glb: no mesh.", "3": "not downloaded: pipe.glb: 404"}
+    np.testing.assert_allclose(shard.text[0], embed_captions(assets[:1], clip)[0], atol=1e-3)
+
+
+def test_a_shard_of_which_nothing_can_be_downloaded_is_made_again(clip: Clip, assets: list[Asset], tmp_path: Path):
+    with pytest.raises(ConnectionError, match="none of the 2"):
+        list(embed_assets([assets[2], assets[2]], ["1", "2"], views_of, clip, 1, tmp_path / "one"))
+    assert not (tmp_path / "one").exists()
 
 
 def test_captions_are_embedded_in_the_order_of_the_assets(clip: Clip, assets: list[Asset]):

@@ -6,17 +6,34 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from jaxtyping import Float
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from redream.assets import Asset
+from redream.clip import Clip
+from redream.index_files import (
+    IndexManifest,
+    asset_table,
+    content_hash,
+    drop_other_generations,
+    new_generation,
+    refused_table,
+    seal_files,
+    write_manifest,
+    write_table,
+)
 from redream.mini.tokenization import prior_tokenizer
+from redream.text_recall import train_recall
 
 CONTEXT_LENGTH = 16
+NUM_ASSETS = 40  # of a tiny index
 
 
 def save_tiny_clip(folder: Path, seed: int, image_size: int = 16) -> Path:
@@ -160,3 +177,61 @@ def v_prior_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+def unit_rows(seed: int, num: int = NUM_ASSETS, dim: int = 8) -> Float[np.ndarray, "num dim"]:
+    """Return random unit vectors as an index keeps them, to half precision."""
+    rows = np.random.default_rng(seed).standard_normal((num, dim)).astype(np.float32)
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16).astype(np.float32)
+
+
+def some_assets(num: int = NUM_ASSETS, root: str = "/meshes") -> list[Asset]:
+    return [
+        Asset(
+            asset_id=f"id{i}",
+            mesh_path=f"{root}/{i}.glb",
+            caption=f"thing {i}",
+            source="test",
+            license=("cc0", "by", "by-nc")[i % 3],
+        )
+        for i in range(num)
+    ]
+
+
+def write_index(
+    index_dir: Path, text: np.ndarray, image: np.ndarray, clip: Clip, assets: list[Asset], root: Path = Path("/meshes")
+) -> Path:
+    """Write an index by hand, or a newer generation of one; `image` is [assets, dim] or [assets, views, dim]."""
+    image = image if image.ndim == 3 else image[:, None]
+    generation = new_generation(index_dir)
+    write_table(generation / "assets.arrow", asset_table(assets, [asset.asset_id for asset in assets], root))
+    write_table(generation / "refused.arrow", refused_table([]))
+    np.save(generation / "text.npy", text.astype(np.float16))
+    np.save(generation / "image.npy", image.astype(np.float16))
+    recall = train_recall(text, generation / "scann")
+    files = seal_files(generation)
+    manifest = IndexManifest(
+        index_dir=str(index_dir),
+        generation=generation.name,
+        catalog="test",
+        clip_model=clip.identity,
+        embedding_dim=text.shape[1],
+        num_assets=len(text),
+        num_refused=0,
+        dropped={},
+        num_views=image.shape[1],
+        recall=recall,
+        content_hash=content_hash(files),
+        asset_root=str(root),
+        created="2026-01-01T00:00:00+00:00",
+        files=files,
+    )
+    write_manifest(manifest)
+    drop_other_generations(manifest)
+    return index_dir
+
+
+def write_tiny_index(folder: Path, clip: Clip) -> Path:
+    root = folder / "catalog"
+    root.mkdir(parents=True, exist_ok=True)
+    return write_index(folder / "index", unit_rows(1), unit_rows(2), clip, some_assets(root=str(root)), root)

@@ -1,34 +1,20 @@
-"""Laws of the index: on planted vectors for the search, on a tiny random CLIP for opening and refusing."""
+"""Laws of the search: on planted vectors, and on a tiny random CLIP for prompts."""
 
 from __future__ import annotations
 
-import json
-import logging
-import os
+import itertools
 import shutil
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from jaxtyping import Float
-from safetensors.numpy import load_file, save_file
 
-from redream.assets import Asset
 from redream.clip import Clip
-from redream.retrieval import (
-    AssetIndex,
-    IndexManifest,
-    IndexMismatch,
-    content_hash,
-    read_manifest,
-    text_recall,
-    write_assets,
-    write_manifest,
-)
-
-NUM_ASSETS = 40
+from redream.index_files import IndexMismatch, read_manifest
+from redream.retrieval import AssetIndex
+from tests.redream.conftest import NUM_ASSETS, some_assets, unit_rows, write_index, write_tiny_index
 
 
 @pytest.fixture(scope="module")
@@ -36,69 +22,33 @@ def clip(tiny_clip_folder: Path) -> Clip:
     return Clip(str(tiny_clip_folder))
 
 
+Make = Callable[[np.ndarray, np.ndarray], AssetIndex]
+
+
 @pytest.fixture
-def numpy_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make ScaNN as absent as on a machine that it has no wheel for."""
-    monkeypatch.setitem(sys.modules, "scann.scann_ops.py", None)
+def index_of(tmp_path: Path, clip: Clip) -> Make:
+    numbers = itertools.count()
+
+    def make(text: np.ndarray, image: np.ndarray) -> AssetIndex:
+        assets = some_assets(len(text))
+        return AssetIndex.open(write_index(tmp_path / str(next(numbers)), text, image, clip, assets), clip)
+
+    return make
 
 
-def unit_rows(seed: int, num: int = NUM_ASSETS, dim: int = 8) -> Float[np.ndarray, "num dim"]:
-    rows = np.random.default_rng(seed).standard_normal((num, dim)).astype(np.float32)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
-def some_assets(num: int = NUM_ASSETS, root: str = "meshes") -> list[Asset]:
-    return [
-        Asset(asset_id=f"id{i}", mesh_path=f"{root}/{i}.glb", caption=f"thing {i}", source="test", license="CC0")
-        for i in range(num)
-    ]
-
-
-def index_of(text: np.ndarray, image: np.ndarray, clip: Clip) -> AssetIndex:
-    manifest = IndexManifest(
-        index_dir="",
-        clip_model=clip.identity,
-        embedding_dim=text.shape[1],
-        num_assets=len(text),
-        content_hash="",
-        asset_root="",
-    )
-    return AssetIndex(manifest, some_assets(len(text)), text, image, clip)
-
-
-def write_tiny_index(folder: Path, clip: Clip) -> Path:
-    (folder / "catalog").mkdir(parents=True)
-    index_dir = folder / "index"
-    index_dir.mkdir()
-    write_assets(index_dir / "assets.jsonl", some_assets(root=str(folder / "catalog")), folder / "catalog")
-    save_file({"text": unit_rows(1), "image": unit_rows(2)}, index_dir / "embeddings.safetensors")
-    write_manifest(
-        index_dir / "manifest.json",
-        IndexManifest(
-            index_dir=str(index_dir),
-            clip_model=clip.identity,
-            embedding_dim=8,
-            num_assets=NUM_ASSETS,
-            content_hash=content_hash(index_dir),
-            asset_root=str(folder / "catalog"),
-        ),
-    )
-    return index_dir
-
-
-def test_an_indexed_vector_is_its_own_nearest_neighbor(clip: Clip):
+def test_an_indexed_vector_is_its_own_nearest_neighbor(index_of: Make):
     rows = unit_rows(0)
-    index = index_of(rows, rows, clip)
+    index = index_of(rows, rows)
     for i, row in enumerate(rows):
         neighbor = index.nearest(row, 5, 1)[0]
         assert neighbor.asset.asset_id == f"id{i}"
-        assert neighbor.score == pytest.approx(1, abs=1e-5) and neighbor.text_score == pytest.approx(1, abs=1e-5)
+        assert neighbor.score == pytest.approx(1, abs=2e-3) and neighbor.text_score == pytest.approx(1, abs=2e-3)
 
 
 @pytest.mark.parametrize("num_recall", [1, 3, 10, NUM_ASSETS, 1000])
-def test_image_rerank_orders_what_text_recall_found_by_exact_cosine(clip: Clip, num_recall: int):
+def test_image_rerank_orders_what_text_recall_found_by_exact_cosine(index_of: Make, num_recall: int):
     text, image, query = unit_rows(1), unit_rows(2), unit_rows(3, num=1)[0]
-    neighbors = index_of(text, image, clip).nearest(query, num_recall, num_recall)
+    neighbors = index_of(text, image).nearest(query, num_recall, num_recall)
     recalled = np.argsort(-(text @ query), kind="stable")[:num_recall]
     expected = sorted(recalled, key=lambda i: -float(image[i] @ query))
     assert [n.asset.asset_id for n in neighbors] == [f"id{i}" for i in expected]
@@ -106,57 +56,25 @@ def test_image_rerank_orders_what_text_recall_found_by_exact_cosine(clip: Clip, 
     np.testing.assert_allclose([n.text_score for n in neighbors], text[expected] @ query, atol=1e-6)
 
 
-def test_an_asset_that_text_recall_leaves_out_cannot_be_found_by_its_renders(clip: Clip):
+def test_an_asset_that_text_recall_leaves_out_cannot_be_found_by_its_renders(index_of: Make):
     query = unit_rows(3, num=1)[0]
     text, image = unit_rows(1), unit_rows(2)
     last = int(np.argmin(text @ query))
     image[last] = query
-    index = index_of(text, image, clip)
+    index = index_of(text, image)
     found = [n.asset.asset_id for n in index.nearest(query, NUM_ASSETS - 1, 5)]
     assert f"id{last}" not in found
     assert index.nearest(query, NUM_ASSETS, 1)[0].asset.asset_id == f"id{last}"
 
 
-def test_fewer_neighbors_are_the_first_of_more(clip: Clip):
-    index, query = index_of(unit_rows(1), unit_rows(2), clip), unit_rows(3, num=1)[0]
+def test_fewer_neighbors_are_the_first_of_more(index_of: Make):
+    index, query = index_of(unit_rows(1), unit_rows(2)), unit_rows(3, num=1)[0]
     assert index.nearest(query, 20, 3) == index.nearest(query, 20, 10)[:3]
 
 
-@pytest.mark.parametrize("num", [1, 2, 17, 500])
-def test_scann_finds_what_exact_search_finds_in_small_sets(num: int, monkeypatch: pytest.MonkeyPatch):
-    pytest.importorskip("scann", reason="ScaNN has no wheel for this machine")
-    rows, query = unit_rows(4, num=num, dim=24), unit_rows(5, num=1, dim=24)[0]
-    by_scann, name = text_recall(rows)
-    monkeypatch.setitem(sys.modules, "scann.scann_ops.py", None)
-    by_numpy, _ = text_recall(rows)
-    assert name == "scann-exhaustive"
-    for k in {1, min(10, num), num}:
-        np.testing.assert_array_equal(by_scann(query, k)[0], by_numpy(query, k)[0])
-        np.testing.assert_allclose(by_scann(query, k)[1], by_numpy(query, k)[1], atol=1e-5)
-
-
-def test_hashed_search_keeps_the_nearest_neighbors_of_large_sets(monkeypatch: pytest.MonkeyPatch):
-    pytest.importorskip("scann", reason="ScaNN has no wheel for this machine")
-    monkeypatch.setattr("redream.retrieval.EXHAUSTIVE_UP_TO", 1000)
-    rows = unit_rows(6, num=3000, dim=32)
-    recall, name = text_recall(rows)
-    assert name == "scann-ah"
-    for query in unit_rows(7, num=20, dim=32):
-        exact = np.argsort(-(rows @ query))[:50]
-        assert len(set(recall(query, 50)[0]) & set(exact)) >= 48
-        assert recall(query, 50)[0][0] == exact[0]
-
-
-def test_without_scann_search_is_exact_and_says_so(clip: Clip, numpy_only: None, caplog: pytest.LogCaptureFixture):
-    with caplog.at_level(logging.WARNING):
-        index = index_of(unit_rows(1), unit_rows(2), clip)
-    assert index.backend == "numpy-exact"
-    assert ["numpy" in record.message for record in caplog.records] == [True]
-
-
-def test_equal_scores_keep_the_order_of_the_index(clip: Clip):
+def test_equal_scores_keep_the_order_of_the_index(index_of: Make):
     rows = np.repeat(unit_rows(0, num=1), 6, axis=0)
-    found = [n.asset.asset_id for n in index_of(rows, rows, clip).nearest(rows[0], 6, 6)]
+    found = [n.asset.asset_id for n in index_of(rows, rows).nearest(rows[0], 6, 6)]
     assert found == [f"id{i}" for i in range(6)]
 
 
@@ -174,7 +92,8 @@ def test_mesh_paths_start_from_the_catalog_or_from_where_it_lies_now(clip: Clip,
     index_dir = write_tiny_index(tmp_path, clip)
     assert AssetIndex.open(index_dir, clip).assets[3].mesh_path == str(tmp_path / "catalog" / "3.glb")
     assert AssetIndex.open(index_dir, clip, asset_root="/other").assets[3].mesh_path == str(Path("/other/3.glb"))
-    assert str(tmp_path) not in (index_dir / "assets.jsonl").read_text()
+    rows = read_manifest(index_dir).folder / "assets.arrow"
+    assert str(tmp_path).encode() not in rows.read_bytes()
 
 
 def test_an_index_may_move(clip: Clip, tmp_path: Path):
@@ -190,111 +109,61 @@ def test_an_index_of_another_clip_is_refused_and_both_are_named(clip: Clip, othe
     assert clip.identity in str(refusal.value) and other.identity in str(refusal.value)
 
 
-def edit_manifest(index_dir: Path, **changes: object) -> None:
-    path = index_dir / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+def test_an_asset_is_scored_by_its_best_view_where_all_are_kept(index_of: Make):
+    text, views, query = unit_rows(1), unit_rows(2, num=3 * NUM_ASSETS).reshape(NUM_ASSETS, 3, 8), unit_rows(3, 1)[0]
+    neighbors = index_of(text, views).nearest(query, NUM_ASSETS, NUM_ASSETS)
+    best = (views @ query).max(axis=1)
+    assert [n.asset.asset_id for n in neighbors] == [f"id{i}" for i in np.argsort(-best, kind="stable")]
+    np.testing.assert_allclose([n.score for n in neighbors], np.sort(best)[::-1], atol=1e-6)
 
 
-def remove_manifest(index_dir: Path) -> None:
-    (index_dir / "manifest.json").unlink()
+def test_a_licence_filter_finds_what_an_index_without_the_others_would(index_of: Make):
+    text, image, query = unit_rows(1), unit_rows(2), unit_rows(3, num=1)[0]
+    found = index_of(text, image).nearest(query, 4, 4, allows=lambda text: text == "by")
+    rows = np.arange(1, NUM_ASSETS, 3)
+    recalled = rows[np.argsort(-(text[rows] @ query), kind="stable")[:4]]
+    expected = sorted(recalled, key=lambda i: -float(image[i] @ query))
+    assert [n.asset.asset_id for n in found] == [f"id{i}" for i in expected]
+    assert index_of(text, image).nearest(query, 4, 4, allows=lambda text: False) == ()
 
 
-def garble_manifest(index_dir: Path) -> None:
-    (index_dir / "manifest.json").write_bytes(b'{"clip_model": \xff')
-
-
-def use_other_format(index_dir: Path) -> None:
-    edit_manifest(index_dir, format_version=99)
-
-
-def use_list_as_manifest(index_dir: Path) -> None:
-    (index_dir / "manifest.json").write_text("[]")
-
-
-def drop_manifest_key(index_dir: Path) -> None:
-    content = json.loads((index_dir / "manifest.json").read_text())
-    del content["num_assets"]
-    (index_dir / "manifest.json").write_text(json.dumps(content))
-
-
-def drop_last_asset(index_dir: Path) -> None:
-    lines = (index_dir / "assets.jsonl").read_text().splitlines(keepends=True)
-    (index_dir / "assets.jsonl").write_text("".join(lines[:-1]))
-
-
-def count_wrongly(index_dir: Path) -> None:
-    drop_last_asset(index_dir)
-    edit_manifest(index_dir, content_hash=content_hash(index_dir))
-
-
-def lack_image_embeddings(index_dir: Path) -> None:
-    path = index_dir / "embeddings.safetensors"
-    save_file({"text": load_file(path)["text"]}, path)
-    edit_manifest(index_dir, content_hash=content_hash(index_dir))
-
-
-def cut_embeddings(index_dir: Path) -> None:
-    os.truncate(index_dir / "embeddings.safetensors", 500)
-
-
-def flip_one_bit(index_dir: Path) -> None:
-    content = bytearray((index_dir / "embeddings.safetensors").read_bytes())
-    content[-1] ^= 1
-    (index_dir / "embeddings.safetensors").write_bytes(content)
-
-
-def remove_embeddings(index_dir: Path) -> None:
-    (index_dir / "embeddings.safetensors").unlink()
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        remove_manifest,
-        garble_manifest,
-        use_other_format,
-        use_list_as_manifest,
-        drop_manifest_key,
-        drop_last_asset,
-        count_wrongly,
-        lack_image_embeddings,
-        cut_embeddings,
-        flip_one_bit,
-        remove_embeddings,
-    ],
-)
-def test_a_damaged_index_is_refused_in_one_line_with_the_remedy(damage, clip: Clip, tmp_path: Path):
+def test_readers_keep_the_index_that_they_opened_while_a_newer_one_takes_its_place(clip: Clip, tmp_path: Path):
     index_dir = write_tiny_index(tmp_path, clip)
-    AssetIndex.open(index_dir, clip)
-    damage(index_dir)
-    with pytest.raises(IndexMismatch, match="build") as refusal:
-        AssetIndex.open(index_dir, clip)
-    assert "\n" not in str(refusal.value) and str(index_dir) in str(refusal.value)
+    reader, query = AssetIndex.open(index_dir, clip), unit_rows(3, num=1)[0]
+    before = reader.nearest(query, 10, 5)
+    write_index(index_dir, unit_rows(8, num=7), unit_rows(9, num=7), clip, some_assets(7))
+    assert reader.nearest(query, 10, 5) == before
+    assert len(AssetIndex.open(index_dir, clip).assets) == 7
+    assert len([path for path in index_dir.iterdir() if path.is_dir()]) == 1
 
 
-def test_a_manifest_reads_back_as_written(clip: Clip, tmp_path: Path):
-    manifest = IndexManifest(
-        index_dir=str(tmp_path),
-        clip_model="m",
-        embedding_dim=3,
-        num_assets=2,
-        content_hash="h",
-        asset_root="r",
-        settings={"a": 1.5},
-        versions={"torch": "2"},
-    )
-    write_manifest(tmp_path / "manifest.json", manifest)
-    assert read_manifest(tmp_path) == manifest
+def test_opening_follows_an_index_that_is_replaced_meanwhile(
+    clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    index_dir = write_tiny_index(tmp_path, clip)
+    stale = read_manifest(index_dir)
+    write_index(index_dir, unit_rows(8, num=7), unit_rows(9, num=7), clip, some_assets(7))
+    answers = iter([stale])
+    monkeypatch.setattr("redream.retrieval.read_manifest", lambda path: next(answers, None) or read_manifest(path))
+    assert len(AssetIndex.open(index_dir, clip).assets) == 7
+
+
+def test_a_vector_that_is_not_finite_is_refused_when_it_is_met(clip: Clip, tmp_path: Path):
+    image = unit_rows(2)
+    image[5] = np.nan
+    index = AssetIndex.open(write_index(tmp_path / "index", unit_rows(1), image, clip, some_assets()), clip)
+    with pytest.raises(IndexMismatch, match="not finite"):
+        index.nearest(unit_rows(1)[5], NUM_ASSETS, 1)
 
 
 @pytest.mark.parametrize(("prompt", "num_recall", "top_k"), [("  ", 5, 1), ("car", 5, 0), ("car", 2, 3)])
-def test_a_search_that_makes_no_sense_is_refused(clip: Clip, prompt: str, num_recall: int, top_k: int):
+def test_a_search_that_makes_no_sense_is_refused(index_of: Make, prompt: str, num_recall: int, top_k: int):
     with pytest.raises(ValueError):
-        index_of(unit_rows(1), unit_rows(2), clip).search(prompt, num_recall, top_k)
+        index_of(unit_rows(1), unit_rows(2)).search(prompt, num_recall, top_k)
 
 
-def test_exhaustive_search_prints_nothing(clip: Clip, capfd: pytest.CaptureFixture[str]):
-    index_of(unit_rows(1), unit_rows(2), clip).nearest(unit_rows(1)[0], 5, 3)
+def test_exhaustive_search_prints_nothing(index_of: Make, capfd: pytest.CaptureFixture[str]):
+    index_of(unit_rows(1), unit_rows(2)).nearest(unit_rows(1)[0], 5, 3)
     assert capfd.readouterr() == ("", "")
 
 
