@@ -39,6 +39,23 @@ class Linear:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class MeshLimits:
+    """Sizes above which a mesh file is refused, rather than left to fill the memory or the time of a run."""
+
+    file_bytes: int = 512 * 2**20  # of the file, and of each file that it names
+    triangles: int = 5_000_000  # over all instances
+    parts: int = 20_000  # placed meshes
+    texture_pixels: int = 8192 * 8192  # per image
+    texture_size: int = 2048  # pixels along an axis; larger textures are reduced, as no view shows more
+    seconds: int = 60  # to read one file
+    memory_bytes: int = 4 * 2**30  # to read one file, on top of the empty reader
+
+    def __post_init__(self) -> None:
+        for limit in fields(self):
+            _require(getattr(self, limit.name) >= 1, f"mesh.{limit.name}", getattr(self, limit.name), ">= 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RetrievalConfig:
     clip_model: str = "ViT-L-14/laion2b_s32b_b82k"
     num_recall: int = 100  # N', by text

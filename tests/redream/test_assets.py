@@ -16,14 +16,13 @@ from PIL import Image
 from redream.assets import (
     AssetError,
     MeshLimits,
-    linear_to_srgb,
     load_mesh,
     normalize_mesh,
     scene_parts,
     scene_vertices,
-    srgb_to_linear,
     turn_mesh,
 )
+from redream.colors import linear_to_srgb, srgb_to_linear
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 DEFAULT_LIMITS = MeshLimits()
