@@ -47,7 +47,7 @@ class MeshLimits:
     parts: int = 20_000  # placed meshes
     texture_pixels: int = 8192 * 8192  # per image
     texture_size: int = 2048  # pixels along an axis; larger textures are reduced, as no view shows more
-    seconds: int = 60  # to read one file
+    seconds: int = 60  # of processor time to read one file, so that a busy machine refuses the same files
     memory_bytes: int = 4 * 2**30  # to read one file, on top of the empty reader
 
     def __post_init__(self) -> None:

@@ -30,8 +30,9 @@ from redream.mesh_files.scene_arrays import decode_scene
 
 logger = logging.getLogger(__name__)
 
-START_SECONDS = 120  # for the server to import its libraries on a busy machine
-GRACE_SECONDS = 20  # after the time limit, which the kernel enforces first
+START_SECONDS = 120.0  # for the server to import its libraries on a busy machine
+CLOCK_FACTOR = 10  # time on the clock for each second of processor time, on a busy machine or a slow disk
+GRACE_SECONDS = 20.0  # after that, which the kernel enforces first
 
 
 def read_mesh_apart(path: Path, limits: MeshLimits, up_axis: str) -> trimesh.Scene:
@@ -48,6 +49,11 @@ def read_mesh_apart(path: Path, limits: MeshLimits, up_axis: str) -> trimesh.Sce
         return decode_scene(content[8 + length :])
     except Exception as error:
         raise refusal(path, f"makes the reader return what is no scene ({type(error).__name__}: {error})") from error
+
+
+def clock_seconds(limits: MeshLimits) -> float:
+    """Return how long a reader may take on the clock, whatever it waits for."""
+    return float(CLOCK_FACTOR * limits.seconds)
 
 
 def stop_server() -> None:
@@ -122,7 +128,7 @@ def _ask(path: Path, limits: MeshLimits, up_axis: str) -> bytes:
     server = _server
     try:
         server.send(request)
-        answer = server.answer(limits.seconds + GRACE_SECONDS)
+        answer = server.answer(clock_seconds(limits) + GRACE_SECONDS)
     except BaseException as error:  # an interrupt too leaves an answer that nobody awaits
         _discard()
         if isinstance(error, BrokenPipeError):
@@ -130,7 +136,7 @@ def _ask(path: Path, limits: MeshLimits, up_axis: str) -> bytes:
         raise
     if answer is None:
         _discard()
-        raise refusal(path, f"ends or stops the process that reads mesh files, within {limits.seconds} s")
+        raise refusal(path, f"ends or stops the process that reads mesh files, within {clock_seconds(limits):.0f} s")
     if (status := answer["status"]) != 0:
         raise refusal(path, _cause_of_death(status, limits))
     server.result.seek(0)

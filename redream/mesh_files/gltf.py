@@ -47,6 +47,9 @@ def read_gltf(content: bytes, folder: Folder, limits: MeshLimits) -> list[Part]:
     if unreadable:
         names = ", ".join(sorted(str(name)[:60] for name in unreadable[:5]))
         raise Refused(f"requires the glTF extension {names}, which cannot be read")
+    for entry in [*tree.get("buffers", []), *tree.get("images", [])]:
+        if isinstance(uri := entry.get("uri"), str) and uri[:5].lower() != "data:":
+            folder.find(uri)  # what names a foreign file is hostile, whether the file is used or not
     arrays = GltfArrays(tree, binary, folder, limits)
     nodes = GltfNodes(arrays)
     materials = GltfMaterials(arrays)

@@ -11,10 +11,12 @@ import gc
 import io
 import json
 import logging
+import math
 import os
 import resource
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from redream.config import MeshLimits
+from redream.mesh_files.apart import clock_seconds
 from redream.mesh_files.reader import read_mesh
 from redream.mesh_files.refusal import Refused
 from redream.mesh_files.scene_arrays import encode_scene
@@ -76,12 +79,13 @@ def _read_one(request: dict[str, Any], result_fd: int) -> None:
 def restrict(limits: MeshLimits) -> None:
     """Let the kernel end this process when its time is over, and refuse it memory above its share."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_REAL, limits.seconds)
+    signal.setitimer(signal.ITIMER_REAL, clock_seconds(limits))
     memory = limits.memory_bytes + _address_space()
     _lower(resource.RLIMIT_AS, memory)
     _lower(resource.RLIMIT_FSIZE, limits.memory_bytes)
-    _lower(resource.RLIMIT_CPU, limits.seconds + 1)
     _lower(resource.RLIMIT_CORE, 0)
+    used = math.ceil(time.process_time())  # nothing so far, for a child forked for this file
+    resource.setrlimit(resource.RLIMIT_CPU, (used + limits.seconds, used + limits.seconds + 1))  # SIGXCPU, SIGKILL
 
 
 def _lower(kind: int, wanted: int) -> None:
