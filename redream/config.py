@@ -40,13 +40,12 @@ class Linear:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MeshLimits:
-    """Sizes above which a mesh file is refused, rather than left to fill the memory or the time of a run."""
+    """What a mesh file may take before it is refused. Limits decide whether a file opens, never what it looks like."""
 
     file_bytes: int = 512 * 2**20  # of the file, and of each file that it names
     triangles: int = 5_000_000  # over all instances
     parts: int = 20_000  # placed meshes
     texture_pixels: int = 8192 * 8192  # per image
-    texture_size: int = 2048  # pixels along an axis; larger textures are reduced, as no view shows more
     seconds: int = 60  # of processor time to read one file, so that a busy machine refuses the same files
     memory_bytes: int = 4 * 2**30  # to read one file, on top of the empty reader
 
@@ -263,6 +262,7 @@ class RunConfig:
     distill: DistillConfig = setting(default_factory=DistillConfig)
     evaluation: EvaluationConfig = setting(default_factory=EvaluationConfig)
     export: ExportConfig = setting(default_factory=ExportConfig)
+    mesh: MeshLimits = setting(default_factory=MeshLimits)
 
     def __post_init__(self) -> None:
         _require(

@@ -16,7 +16,7 @@ from urllib.parse import unquote
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from redream.config import RetrievalConfig
+from redream.config import MeshLimits, RetrievalConfig
 from redream.weights import weights_digest
 from tasks.indexing import IndexPlace
 from tasks.progress import waiting
@@ -51,7 +51,7 @@ def retrieve(run: Run, index: IndexPlace, config: RetrievalConfig) -> Output:
 
 
 @task(name="take_assets", cache_policy=NO_CACHE)
-def take_assets(run: Run, mesh_paths: list[str]) -> Output:
+def take_assets(run: Run, mesh_paths: list[str], limits: MeshLimits) -> Output:
     """Start from the user's own meshes instead: the paper's enhancement of given 3D data."""
     inputs = {
         f"asset_{number}_{place}": file_digest(file)
@@ -66,7 +66,7 @@ def take_assets(run: Run, mesh_paths: list[str]) -> Output:
 
         neighbors = []
         for number, path in enumerate(mesh_paths):
-            load_mesh(path)  # refuses what is no mesh, with the reason
+            load_mesh(path, limits)  # refuses what is no mesh, with the reason
             asset = Asset(
                 asset_id=f"own-{number}-{inputs[f'asset_{number}_0'][:12]}",
                 mesh_path=path,

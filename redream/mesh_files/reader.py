@@ -70,8 +70,13 @@ def _read_other(content: bytes, file_type: str, folder: Folder) -> list[Part]:
     if file_type == "ply":
         _check_ply(content)
     resolver: Any = folder  # trimesh's own class wants it to list and write files
-    parts = scene_parts(trimesh.load_scene(io.BytesIO(content), file_type=file_type, resolver=resolver))
-    for material in {id(m): m for mesh, _ in parts if (m := getattr(mesh.visual, "material", None))}.values():
+    scene = trimesh.load_scene(io.BytesIO(content), file_type=file_type, resolver=resolver, process=False)
+    for mesh in _meshes(scene_parts(scene)):
+        _check_geometry(mesh)  # before `process` drops what is not finite
+    parts = _near_unit_size(scene_parts(scene))
+    for mesh in _meshes(parts):
+        mesh.process(validate=False)  # joins vertices within 1e-8, hence after the change of size
+    for material in {id(m): m for mesh in _meshes(parts) if (m := getattr(mesh.visual, "material", None))}.values():
         for slot in IMAGE_SLOTS:
             if (image := getattr(material, slot, None)) is not None:  # opened, but not decoded yet
                 setattr(material, slot, plain_image(image, folder.limits))
@@ -93,19 +98,18 @@ def _plain_scene(parts: list[Part], limits: MeshLimits, world_from_file: np.ndar
     if not parts:
         raise Refused("holds no triangles")
     check_sizes(sum(len(mesh.faces) for mesh, _ in parts), len(parts), limits)
-    meshes = list({id(mesh): mesh for mesh, _ in parts}.values())
-    for mesh in meshes:
+    for mesh in _meshes(parts):
         _check_geometry(mesh)
     vertices = scene_vertices(scene_of(parts))
     if not np.isfinite(vertices).all():
         raise Refused("places a part with a matrix that is not finite")
     _check_extent(vertices)
-    if not any(mesh.area > 0 for mesh in meshes):
+    parts = _near_unit_size(parts)
+    if not any(mesh.area > 0 for mesh in _meshes(parts)):
         raise Refused("has no surface: all its triangles have zero area")
-    if not any(_is_visible(mesh) for mesh in meshes):
+    if not any(_is_visible(mesh) for mesh in _meshes(parts)):
         raise Refused("is invisible: all its materials are fully transparent")
-    extent = float(np.ptp(vertices, axis=0).max())
-    return scene_of([(mesh, world_from_file @ matrix) for mesh, matrix in _near_unit_size(parts, extent)])
+    return scene_of([(mesh, world_from_file @ matrix) for mesh, matrix in parts])
 
 
 def _check_geometry(mesh: trimesh.Trimesh) -> None:
@@ -131,19 +135,23 @@ def _check_extent(vertices: np.ndarray) -> None:
         logger.warning("lies so far from the origin that its coordinates are rounded to %.0f steps", steps)
 
 
-def _near_unit_size(parts: list[Part], extent: float) -> list[Part]:
-    """Move a power of two, which is exact, from the vertices to the matrices: trimesh takes tiny triangles for none."""
-    exponent = round(math.log2(extent))
-    if -4 <= exponent <= 16:
+def _near_unit_size(parts: list[Part]) -> list[Part]:
+    """Move a power of two, which is exact, from the vertices to the matrices; trimesh's tolerances are absolute."""
+    extent = max((float(np.ptp(mesh.vertices, axis=0).max()) for mesh in _meshes(parts)), default=0.0)
+    if not 0 < extent < 1e30 or 2**-4 <= extent <= 2**16:
         return parts
-    factor = 2.0**-exponent
-    for mesh in {id(mesh): mesh for mesh, _ in parts}.values():
+    factor = 2.0 ** -round(math.log2(extent))
+    for mesh in _meshes(parts):
         normals = mesh.vertex_normals if "vertex_normals" in mesh._cache else None
         mesh.vertices = np.asarray(mesh.vertices) * factor
         if normals is not None:
             mesh.vertex_normals = normals  # of the file; trimesh forgets them with the old vertices
     back = np.diag([1 / factor] * 3 + [1.0])
     return [(mesh, matrix @ back) for mesh, matrix in parts]
+
+
+def _meshes(parts: list[Part]) -> list[trimesh.Trimesh]:
+    return list({id(mesh): mesh for mesh, _ in parts}.values())
 
 
 def _is_visible(mesh: trimesh.Trimesh) -> bool:

@@ -13,6 +13,8 @@ from redream.mesh_files.refusal import Refused
 # By content, not by name or declared type. Pillow reads more kinds, and starts Ghostscript for one of them.
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TGA", "TIFF")
 
+MAX_SIZE = 2048  # pixels along an axis; larger textures are reduced, because the renderer shows no more
+
 
 def open_image(content: bytes, limits: MeshLimits) -> Image.Image:
     """Read the head of an image and check its size; its pixels are decoded by `plain_image`."""
@@ -29,7 +31,7 @@ def open_image(content: bytes, limits: MeshLimits) -> Image.Image:
 
 
 def plain_image(image: Image.Image, limits: MeshLimits) -> Image.Image:
-    """Decode an image to RGB or RGBA, at most `limits.texture_size` pixels along an axis."""
+    """Decode an image to RGB or RGBA, at most `MAX_SIZE` pixels along an axis."""
     check_size(image, limits)
     try:
         has_alpha = "A" in image.getbands() or "transparency" in image.info
@@ -38,7 +40,7 @@ def plain_image(image: Image.Image, limits: MeshLimits) -> Image.Image:
         raise
     except Exception as error:
         raise Refused(f"has a texture that cannot be decoded ({type(error).__name__}: {error})") from error
-    return plain.reduce(math.ceil(max(plain.size) / limits.texture_size))
+    return plain.reduce(math.ceil(max(plain.size) / MAX_SIZE))
 
 
 def check_size(image: Image.Image, limits: MeshLimits) -> None:

@@ -231,6 +231,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         ("zeros.glb", bytes(4096), "not a GLB"),
         ("text.txt", b"hello", "no mesh that can be read"),
         ("words.obj", b"v a b c\nf 1 2 3\n", "not a readable OBJ"),
+        ("nan.obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\nv nan 0 0\nf 1 2 3\nf 1 2 4\n", "not finite"),
         ("points.obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\n", "no triangles"),
         ("broken.gltf", b'{"asset": {"version": ', "broken JSON"),
         ("list.gltf", b"[1, 2]", "not glTF"),

@@ -13,13 +13,14 @@ from PIL import Image
 from prefect.client.schemas.objects import State
 
 from redream.assets import load_mesh
+from redream.config import MeshLimits
 from tasks.retrieval import OWN_LICENSE, load_retrieval, mesh_files, take_assets
 from tasks.runs import Run
 from tasks.store import Output
 
 
 def taken(run: Run, *paths: Path) -> Output:
-    got: Any = take_assets.fn(run, [str(path) for path in paths])
+    got: Any = take_assets.fn(run, [str(path) for path in paths], MeshLimits())
     return got.result() if isinstance(got, State) else got
 
 
@@ -82,4 +83,4 @@ def test_files_outside_the_mesh_s_folder_stay_where_they_are(tmp_path: Path) -> 
 def test_file_that_is_no_mesh_is_refused(run: Run, tmp_path: Path) -> None:
     (tmp_path / "broken.glb").write_bytes(b"glTF")
     with pytest.raises(ValueError, match=r"broken\.glb"):
-        take_assets.fn(run, [str(tmp_path / "broken.glb")])
+        take_assets.fn(run, [str(tmp_path / "broken.glb")], MeshLimits())

@@ -20,6 +20,7 @@ from redream.config import MeshLimits
 from redream.mesh_files.folder import Folder
 from redream.mesh_files.gltf import read_gltf
 from redream.mesh_files.refusal import Refused
+from redream.mesh_files.textures import MAX_SIZE
 
 SQUARE = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]], dtype=np.float32)
 TRIANGLES = np.array([[0, 1, 2], [0, 2, 3]])
@@ -168,7 +169,7 @@ def test_meshopt_buffers_are_unpacked() -> None:
     builder.primitive["indices"] = builder.accessor(indices, views[1])
     corners = builder.corners()
     assert np.allclose(np.sort(corners.reshape(-1, 3), axis=0), np.sort(SQUARE[TRIANGLES].reshape(-1, 3), axis=0))
-    builder.tree["bufferViews"][views[0]]["extensions"]["EXT_meshopt_compression"]["count"] = 5
+    builder.tree["bufferViews"][views[0]]["extensions"]["EXT_meshopt_compression"]["byteLength"] //= 2
     assert "meshopt data that cannot be decoded" in builder.refusal()
 
 
@@ -340,9 +341,9 @@ def test_broken_images_are_refused(image: bytes, cause: str) -> None:
 
 
 def test_large_textures_are_reduced() -> None:
-    builder = painted({"pbrMetallicRoughness": {"baseColorTexture": {"index": 0}}}, png((100, 40)))
-    material: Any = builder.read(MeshLimits(texture_size=50))[0][0].visual.material
-    assert material.baseColorTexture.size == (50, 20)
+    builder = painted({"pbrMetallicRoughness": {"baseColorTexture": {"index": 0}}}, png((2 * MAX_SIZE, 40)))
+    material: Any = builder.read()[0][0].visual.material
+    assert material.baseColorTexture.size == (MAX_SIZE, 20)
 
 
 def colored(rgb: np.ndarray, with_texture: bool) -> Any:
