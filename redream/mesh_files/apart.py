@@ -19,7 +19,7 @@ import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import trimesh
 
@@ -39,15 +39,17 @@ def read_mesh_apart(path: Path, limits: MeshLimits, up_axis: str) -> trimesh.Sce
     """Read a mesh file into a plain scene in world axes, or raise `AssetError`."""
     with _lock:
         content = _ask(path, limits, up_axis)
-    length = int.from_bytes(content[:8], "little")
-    head = json.loads(content[8 : 8 + length])
-    for remark in head["remarks"]:
-        logger.warning("%s: %s", one_line(path.name, 200), one_line(str(remark), 300))
-    if head["refusal"]:
-        raise refusal(path, head["refusal"])
     try:
+        length = int.from_bytes(content[:8], "little")
+        head = json.loads(content[8 : 8 + length])
+        for remark in head["remarks"]:
+            logger.warning("%s: %s", one_line(path.name, 200), one_line(str(remark), 300))
+        if head["refusal"]:
+            raise refusal(path, str(head["refusal"]))
         return decode_scene(content[8 + length :])
-    except Exception as error:
+    except AssetError:
+        raise
+    except Exception as error:  # a reader that a file took over may write anything
         raise refusal(path, f"makes the reader return what is no scene ({type(error).__name__}: {error})") from error
 
 
@@ -64,7 +66,7 @@ def stop_server() -> None:
 
 class _Server:
     def __init__(self) -> None:
-        self.result = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `kill`
+        self.result = _memory_file()
         source = str(Path(redream.__file__).parents[1])
         environment = {
             **os.environ,
@@ -112,6 +114,13 @@ class _Server:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.communicate()
         self.result.close()
+
+
+def _memory_file() -> IO[bytes]:
+    """Open a file for results that no disk sees, where the system has such."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("mesh"), "w+b")
+    return tempfile.TemporaryFile()
 
 
 _lock = threading.Lock()

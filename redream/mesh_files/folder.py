@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import binascii
+import logging
 from pathlib import Path
 from urllib.parse import unquote, unquote_to_bytes
 
 from redream.config import MeshLimits
 from redream.mesh_files.refusal import Refused
 from redream.mesh_files.textures import open_image
+
+logger = logging.getLogger(__name__)
 
 
 def read_whole_file(path: Path, limits: MeshLimits, what: str = "") -> bytes:
@@ -58,9 +61,13 @@ class Folder:
 
     def get(self, name: str) -> bytes:
         """Read a file for trimesh, which asks for material libraries and for images."""
-        content = self.read(name)
-        if not name.lower().endswith(".mtl"):
-            open_image(content, self.limits)  # trimesh would open images of any kind and size
+        try:
+            content = self.read(name)
+            if not name.lower().endswith(".mtl"):
+                open_image(content, self.limits)  # trimesh would open images of any kind and size
+        except Refused as error:
+            logger.warning("%s; read without it", error)  # trimesh goes on and says nothing
+            raise
         return content
 
     def __getitem__(self, name: str) -> bytes:

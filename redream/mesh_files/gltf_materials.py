@@ -85,7 +85,7 @@ class GltfMaterials:
             baseColorTexture=base_texture,
             emissiveFactor=numbers(material.get("emissiveFactor", [0, 0, 0]), 3, 0.0, 1.0),
             emissiveTexture=emissive_texture,
-            alphaMode=material.get("alphaMode"),
+            alphaMode=_alpha_mode(material),
             alphaCutoff=float(numbers([material.get("alphaCutoff", 0.5)], 1)[0]),
             doubleSided=bool(material.get("doubleSided", False)),
         )
@@ -118,6 +118,13 @@ class GltfMaterials:
             logger.warning("a texture is missing (%s); drawn without it", uri[:200])
             return None
         return self._arrays.uri_content(uri)
+
+
+def _alpha_mode(material: dict[str, Any]) -> str:
+    mode = material.get("alphaMode", "OPAQUE")
+    if mode not in ("OPAQUE", "MASK", "BLEND"):
+        raise Refused(f"has a material with the alpha mode {str(mode)[:60]!r}")
+    return mode
 
 
 def srgb_bytes(linear: Float[np.ndarray, "vertices channels"]) -> UInt8[np.ndarray, "vertices 4"]:

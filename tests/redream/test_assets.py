@@ -297,6 +297,16 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     assert "outside its own folder" in refusal(write_gltf(folder, tree))
 
 
+def test_a_texture_that_an_obj_lacks_is_said_and_the_mesh_still_opens(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "paint.mtl").write_text("newmtl paint\nKd 1 0 0\nmap_Kd absent.png\n")
+    obj = tmp_path / "model.obj"
+    obj.write_text("mtllib paint.mtl\nusemtl paint\nv 0 0 0\nv 1 0 0\nv 0 1 0\nvt 0 0\nvt 1 0\nvt 0 1\nf 1/1 2/2 3/3\n")
+    assert len(scene_parts(load_mesh(obj))) == 1
+    assert "absent.png" in caplog.text
+
+
 def test_a_material_library_outside_the_folder_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "evil.mtl").write_text("newmtl paint\nKd 1 0 0\n")
     folder = tmp_path / "asset"

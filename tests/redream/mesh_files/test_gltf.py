@@ -299,6 +299,10 @@ def painted(material: dict[str, Any], image: bytes | None = None, **texture: Any
     return builder
 
 
+def visual(builder: Builder) -> Any:
+    return builder.read()[0][0].visual
+
+
 def png(size: tuple[int, int] = (2, 2), kind: str = "PNG") -> bytes:
     import io
 
@@ -310,7 +314,7 @@ def png(size: tuple[int, int] = (2, 2), kind: str = "PNG") -> bytes:
 def test_specular_glossiness_materials_keep_their_diffuse_colour() -> None:
     gloss = {"diffuseFactor": [1, 0, 0, 1], "diffuseTexture": {"index": 0}}
     builder = painted({"extensions": {"KHR_materials_pbrSpecularGlossiness": gloss}}, png())
-    material: Any = builder.read()[0][0].visual.material
+    material = visual(builder).material
     assert material.baseColorFactor.tolist() == [255, 0, 0, 255]
     assert material.baseColorTexture.getpixel((0, 0)) == (10, 200, 30)
 
@@ -318,7 +322,7 @@ def test_specular_glossiness_materials_keep_their_diffuse_colour() -> None:
 def test_webp_textures_are_read_in_place_of_their_fallback() -> None:
     source = {"extensions": {"EXT_texture_webp": {"source": 0}}}
     builder = painted({"pbrMetallicRoughness": {"baseColorTexture": {"index": 0}}}, png(kind="WEBP"), **source)
-    material: Any = builder.read()[0][0].visual.material
+    material = visual(builder).material
     assert material.baseColorTexture.getpixel((0, 0)) == (10, 200, 30)
 
 
@@ -342,14 +346,14 @@ def test_broken_images_are_refused(image: bytes, cause: str) -> None:
 
 def test_large_textures_are_reduced() -> None:
     builder = painted({"pbrMetallicRoughness": {"baseColorTexture": {"index": 0}}}, png((2 * MAX_SIZE, 40)))
-    material: Any = builder.read()[0][0].visual.material
+    material = visual(builder).material
     assert material.baseColorTexture.size == (MAX_SIZE, 20)
 
 
 def colored(rgb: np.ndarray, with_texture: bool) -> Any:
     builder = painted({"pbrMetallicRoughness": {"baseColorTexture": {"index": 0}} if with_texture else {}}, png())
     builder.primitive["attributes"]["COLOR_0"] = builder.accessor(rgb.astype(np.float32))
-    return builder.read()[0][0].visual.vertex_attributes.get("color")
+    return visual(builder).vertex_attributes.get("color")
 
 
 def test_vertex_colors_tint_a_texture_but_masks_do_not_black_it_out() -> None:
