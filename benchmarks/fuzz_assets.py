@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import trimesh
+from trimesh.visual import ColorVisuals
 
 from redream.assets import AssetError, load_mesh, normalize_mesh
 from redream.config import MeshLimits
@@ -113,7 +114,8 @@ def _mutate_json(content: bytes, generator: np.random.Generator) -> bytes:
 
 def _change_value(tree: Any, generator: np.random.Generator) -> None:
     """Walk down to a random place of the JSON and change what is there."""
-    holder, key = None, None
+    holder: Any = None
+    key: Any = None
     value = tree
     while isinstance(value, (dict, list)) and value and (holder is None or generator.random() < 0.93):
         keys = list(value) if isinstance(value, dict) else range(len(value))
@@ -196,7 +198,7 @@ def good_files(folder: Path, work: Path) -> list[Path]:
     """Return the mesh files of a folder, and a PLY and an STL of each kind, which real collections have fewer of."""
     files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES]
     ball = trimesh.creation.icosphere(2)
-    ball.visual.vertex_colors = np.arange(4 * len(ball.vertices)).reshape(-1, 4) % 256
+    ball.visual = ColorVisuals(ball, vertex_colors=np.arange(4 * len(ball.vertices)).reshape(-1, 4) % 256)
     made = {"binary.ply": {"encoding": "binary"}, "text.ply": {"encoding": "ascii"}, "binary.stl": {}}
     for name, options in made.items():
         ball.export(work / name, **options)

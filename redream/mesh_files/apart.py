@@ -25,7 +25,7 @@ import trimesh
 
 import redream
 from redream.config import MeshLimits
-from redream.mesh_files.refusal import one_line, refusal
+from redream.mesh_files.refusal import AssetError, one_line, refusal
 from redream.mesh_files.scene_arrays import decode_scene
 
 logger = logging.getLogger(__name__)
