@@ -19,7 +19,7 @@ from tasks.store import Output, stage_key, write_json
 if TYPE_CHECKING:
     from redream.retrieval import Retrieval
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 OBJECT_RADIUS = 0.5  # that the ring of poses is made for, world units
 
 

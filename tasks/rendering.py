@@ -18,7 +18,7 @@ from tasks.store import Output, stage_key
 if TYPE_CHECKING:
     from redream.render.mesh import AssetViews
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 
 
 @task(

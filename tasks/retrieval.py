@@ -27,7 +27,7 @@ from tasks.store import Output, file_digest, stage_key, write_json
 if TYPE_CHECKING:
     from redream.retrieval import Retrieval
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 OWN_LICENSE = "the user's own"
 
 
@@ -108,10 +108,10 @@ def mesh_files(path: Path) -> list[Path]:
     """Return a mesh file and the files that it names, such as buffers and textures, as far as they lie below it."""
     path = path.resolve()
     named: list[str] = []
-    if path.suffix.lower() == ".gltf":
-        tree = json.loads(path.read_text(encoding="utf-8"))
-        uris = [entry.get("uri", "data:") for kind in ("buffers", "images") for entry in tree.get(kind, [])]
-        named = [unquote(uri) for uri in uris if not uri.startswith("data:")]
+    if path.suffix.lower() in (".glb", ".gltf"):
+        from redream.mesh_files.gltf import named_files
+
+        named = [unquote(uri) for uri in named_files(path.read_bytes()) if "\0" not in unquote(uri)]
     elif path.suffix.lower() == ".obj":
         libraries = _named_after(path, ("mtllib",))
         named = libraries + [

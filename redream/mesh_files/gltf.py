@@ -66,6 +66,17 @@ def read_gltf(content: bytes, folder: Folder, limits: MeshLimits) -> list[Part]:
     return parts
 
 
+def named_files(content: bytes) -> list[str]:
+    """Return the URIs of the files that a GLB or glTF names beside itself; none where it cannot be read."""
+    try:
+        tree, _ = split_glb(content) if content[:4] == b"glTF" else (parse_json(content), None)
+        entries = [*tree.get("buffers", []), *tree.get("images", [])]
+        uris = [entry["uri"] for entry in entries if isinstance(entry.get("uri"), str)]
+    except (Refused, AttributeError, TypeError):
+        return []
+    return [uri for uri in uris if uri[:5].lower() != "data:"]
+
+
 def check_sizes(num_triangles: int, num_parts: int, limits: MeshLimits) -> None:
     if num_triangles > limits.triangles:
         raise Refused(f"has {num_triangles:,} triangles or more, more than the allowed {limits.triangles:,}")

@@ -11,7 +11,6 @@ import gc
 import io
 import json
 import logging
-import math
 import os
 import resource
 import signal
@@ -84,7 +83,7 @@ def restrict(limits: MeshLimits) -> None:
     _lower(resource.RLIMIT_AS, memory)
     _lower(resource.RLIMIT_FSIZE, limits.memory_bytes)
     _lower(resource.RLIMIT_CORE, 0)
-    used = math.ceil(time.process_time())  # nothing so far, for a child forked for this file
+    used = int(time.process_time())  # nothing so far, for a child forked for this file
     resource.setrlimit(resource.RLIMIT_CPU, (used + limits.seconds, used + limits.seconds + 1))  # SIGXCPU, SIGKILL
 
 
