@@ -33,7 +33,7 @@ from flows.request import (
     checked_weights,
     parsed_settings,
 )
-from redream.config import RunConfig
+from redream.config import MeshLimits, RunConfig
 from tasks.records import finished_stage, list_runs, read_run
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def generate(
     """Make a 3D object from a prompt."""
     request = checked_request(prompt, preset, method, seed, out, index, asset, parsed_settings(settings))
     if asset:
-        _check_meshes(request.assets)
+        _check_meshes(request.assets, request.config.mesh)
     with _services(request.out):
         from flows.generate import generate as generate_flow
     with redirect_stdout(sys.stderr):
@@ -383,12 +383,12 @@ def _open_index(index: str, config: RunConfig, preset: str, out: Path) -> IndexP
         return build_index(preset=preset, out=str(out))
 
 
-def _check_meshes(paths: Sequence[str]) -> None:
+def _check_meshes(paths: Sequence[str], limits: MeshLimits) -> None:
     """Refuse what is no mesh before anything is started."""
     from redream.assets import load_mesh
 
     for path in paths:
-        load_mesh(path)
+        load_mesh(path, limits)
 
 
 def _print_json(content: Any) -> None:

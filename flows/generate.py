@@ -52,12 +52,12 @@ def generate(
         found = fronts = views = warm = adapter = None
         if method == "redream":
             if assets:
-                found = take_assets.submit(run, list(request.assets)).result()
+                found = take_assets.submit(run, list(request.assets), config.mesh).result()
             else:
                 index_place = find_index(run, request.index, config.retrieval)
                 found = retrieve.submit(run, index_place, config.retrieval).result()
-            fronts = align.submit(run, found, config.retrieval.clip_model, config.orientation).result()
-            views = render.submit(run, found, fronts, config.render, config.camera).result()
+            fronts = align.submit(run, found, config.retrieval.clip_model, config.orientation, config.mesh).result()
+            views = render.submit(run, found, fronts, config.render, config.camera, config.mesh).result()
             warming = warm_up.submit(run, views, config, CONCURRENT_STAGES)
             adapting = adapt.submit(run, views, config, CONCURRENT_STAGES) if config.distill.use_adapter else None
             warm, adapter = warming.result(), adapting.result() if adapting else None

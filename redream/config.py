@@ -39,6 +39,22 @@ class Linear:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class MeshLimits:
+    """What a mesh file may take before it is refused. Limits decide whether a file opens, never what it looks like."""
+
+    file_bytes: int = 512 * 2**20  # of the file, and of each file that it names
+    triangles: int = 5_000_000  # over all instances
+    parts: int = 20_000  # placed meshes
+    texture_pixels: int = 8192 * 8192  # per image
+    seconds: int = 60  # of processor time to read one file, so that a busy machine refuses the same files
+    memory_bytes: int = 4 * 2**30  # to read one file, on top of the empty reader
+
+    def __post_init__(self) -> None:
+        for limit in fields(self):
+            _require(getattr(self, limit.name) >= 1, f"mesh.{limit.name}", getattr(self, limit.name), ">= 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RetrievalConfig:
     clip_model: str = "ViT-L-14/laion2b_s32b_b82k"
     num_recall: int = 100  # N', by text
@@ -273,6 +289,7 @@ class RunConfig:
     distill: DistillConfig = setting(default_factory=DistillConfig)
     evaluation: EvaluationConfig = setting(default_factory=EvaluationConfig)
     export: ExportConfig = setting(default_factory=ExportConfig)
+    mesh: MeshLimits = setting(default_factory=MeshLimits)
 
     def __post_init__(self) -> None:
         _require(

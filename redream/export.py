@@ -26,7 +26,7 @@ from skimage.measure import marching_cubes
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from redream.assets import srgb_to_linear
+from redream.colors import srgb_to_linear
 from redream.config import ExportConfig
 from redream.images import to_images, to_rgb, to_uint8
 

@@ -166,7 +166,7 @@ def _asset_orbits(made_of: Inputs, config: RunConfig) -> list[Tensor]:
     neighbors = load_aligned(made_of.retrieval, made_of.orientation).neighbors
     orbits = []
     for neighbor in track(neighbors, "assets' turntables", len(neighbors)):
-        scene = normalize_mesh(load_mesh(neighbor.asset.mesh_path), config.render.object_radius)
+        scene = normalize_mesh(load_mesh(neighbor.asset.mesh_path, config.mesh), config.render.object_radius)
         rendering = render_mesh(turn_mesh(scene, -neighbor.azimuth_offset_deg), camera)
         orbits.append(composite(rendering, views.background))
     return orbits

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from redream.config import OrientationConfig
+from redream.config import MeshLimits, OrientationConfig
 from redream.weights import weights_digest
 from tasks.retrieval import load_retrieval
 from tasks.runs import Run
@@ -19,7 +19,7 @@ from tasks.store import Output, stage_key, write_json
 if TYPE_CHECKING:
     from redream.retrieval import Retrieval
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 OBJECT_RADIUS = 0.5  # that the ring of poses is made for, world units
 
 
@@ -30,7 +30,7 @@ OBJECT_RADIUS = 0.5  # that the ring of poses is made for, world units
     retry_delay_seconds=RETRY_DELAYS,
     retry_condition_fn=is_passing,
 )
-def align(run: Run, retrieval: Output, clip_model: str, config: OrientationConfig) -> Output:
+def align(run: Run, retrieval: Output, clip_model: str, config: OrientationConfig, limits: MeshLimits) -> Output:
     """Find the front of every retrieved asset."""
     inputs = {"retrieval": retrieval.digest, "clip": weights_digest(clip_model)}
     settings = asdict(config)
@@ -47,7 +47,7 @@ def align(run: Run, retrieval: Output, clip_model: str, config: OrientationConfi
         neighbors = load_retrieval(retrieval).neighbors
         found = []
         for number, neighbor in enumerate(work.track(neighbors, len(neighbors))):
-            scene = normalize_mesh(load_mesh(neighbor.asset.mesh_path), OBJECT_RADIUS)
+            scene = normalize_mesh(load_mesh(neighbor.asset.mesh_path, limits), OBJECT_RADIUS)
             rgb = composite(render_mesh(scene, camera), 1.0)
             orientation = find_front(to_images(rgb), neighbor.asset.caption, clip, config)
             found.append({"asset_id": neighbor.asset.asset_id, **asdict(orientation)})

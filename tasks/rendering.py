@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from redream.config import CameraConfig, RenderConfig
+from redream.config import CameraConfig, MeshLimits, RenderConfig
 from tasks.orientation import load_aligned
 from tasks.runs import Run
 from tasks.stage import RETRIES, RETRY_DELAYS, Work, is_passing, run_stage, stage_seed
@@ -18,7 +18,7 @@ from tasks.store import Output, stage_key
 if TYPE_CHECKING:
     from redream.render.mesh import AssetViews
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 
 
 @task(
@@ -28,7 +28,9 @@ STAGE_VERSION = 1
     retry_delay_seconds=RETRY_DELAYS,
     retry_condition_fn=is_passing,
 )
-def render(run: Run, retrieval: Output, orientation: Output, config: RenderConfig, cameras: CameraConfig) -> Output:
+def render(
+    run: Run, retrieval: Output, orientation: Output, config: RenderConfig, cameras: CameraConfig, limits: MeshLimits
+) -> Output:
     """Render the retrieved assets from cameras drawn uniformly in azimuth."""
     inputs = {"retrieval": retrieval.digest, "orientation": orientation.digest}
     settings = {"render": config, "camera": cameras, "seed": run.seed}
@@ -43,7 +45,7 @@ def render(run: Run, retrieval: Output, orientation: Output, config: RenderConfi
         generator = torch.Generator().manual_seed(stage_seed(run.seed, "render"))
         neighbors = load_aligned(retrieval, orientation).neighbors
         for number, neighbor in enumerate(work.track(neighbors, len(neighbors))):
-            scene = normalize_mesh(load_mesh(neighbor.asset.mesh_path), config.object_radius)
+            scene = normalize_mesh(load_mesh(neighbor.asset.mesh_path, limits), config.object_radius)
             camera = sample_cameras(cameras, config.num_views, config.image_size, generator)
             views = AssetViews(render_mesh(turn_mesh(scene, -neighbor.azimuth_offset_deg), camera), camera)
             save_views(work.folder / f"asset_{number}", views)

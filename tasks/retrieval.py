@@ -17,7 +17,7 @@ from urllib.parse import unquote
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from redream.config import RetrievalConfig
+from redream.config import MeshLimits, RetrievalConfig
 from redream.weights import weights_digest
 from tasks.indexing import IndexPlace
 from tasks.progress import waiting
@@ -28,7 +28,7 @@ from tasks.store import Output, file_digest, stage_key, write_json
 if TYPE_CHECKING:
     from redream.retrieval import Retrieval
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 OWN_LICENSE = "the user's own"
 
 
@@ -57,7 +57,7 @@ def retrieve(run: Run, index: IndexPlace, config: RetrievalConfig) -> Output:
 
 
 @task(name="take_assets", cache_policy=NO_CACHE)
-def take_assets(run: Run, mesh_paths: list[str]) -> Output:
+def take_assets(run: Run, mesh_paths: list[str], limits: MeshLimits) -> Output:
     """Start from the user's own meshes instead: the paper's enhancement of given 3D data."""
     inputs = {
         f"asset_{number}_{place}": file_digest(file)
@@ -72,7 +72,7 @@ def take_assets(run: Run, mesh_paths: list[str]) -> Output:
 
         neighbors = []
         for number, path in enumerate(mesh_paths):
-            load_mesh(path)  # refuses what is no mesh, with the reason
+            load_mesh(path, limits)  # refuses what is no mesh, with the reason
             asset = Asset(
                 asset_id=f"own-{number}-{inputs[f'asset_{number}_0'][:12]}",
                 mesh_path=path,
@@ -120,10 +120,10 @@ def mesh_files(path: Path) -> list[Path]:
     """Return a mesh file and the files that it names, such as buffers and textures, as far as they lie below it."""
     path = path.resolve()
     named: list[str] = []
-    if path.suffix.lower() == ".gltf":
-        tree = json.loads(path.read_text(encoding="utf-8"))
-        uris = [entry.get("uri", "data:") for kind in ("buffers", "images") for entry in tree.get(kind, [])]
-        named = [unquote(uri) for uri in uris if not uri.startswith("data:")]
+    if path.suffix.lower() in (".glb", ".gltf"):
+        from redream.mesh_files.gltf import named_files
+
+        named = [unquote(uri) for uri in named_files(path.read_bytes()) if "\0" not in unquote(uri)]
     elif path.suffix.lower() == ".obj":
         libraries = _named_after(path, ("mtllib",))
         named = libraries + [

@@ -8,8 +8,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("redream", "index_build", "tasks", "flows")  # each may import itself and those before it
 LAYERS = (
-    {"config", "cameras", "images", "weights"},
-    {"clip", "assets", "licenses", "render"},
+    {"config", "cameras", "colors", "images", "scenes", "weights"},
+    {"clip", "mesh_files", "render"},
+    {"assets", "licenses"},
     {"retrieval", "index_files", "text_recall", "orientation", "field", "prior"},
     {"distill"},
     {"metrics", "export", "page"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ from PIL import Image
 from prefect.client.schemas.objects import State
 
 from redream.assets import load_mesh
+from redream.config import MeshLimits
 from tasks.retrieval import OWN_LICENSE, load_retrieval, mesh_files, take_assets
 from tasks.runs import Run
 from tasks.store import Output
 
 
 def taken(run: Run, *paths: Path) -> Output:
-    got: Any = take_assets.fn(run, [str(path) for path in paths])
+    got: Any = take_assets.fn(run, [str(path) for path in paths], MeshLimits())
     return got.result() if isinstance(got, State) else got
 
 
@@ -42,6 +44,23 @@ def obj(tmp_path: Path) -> Path:
     (folder / "a box.mtl").write_text("newmtl m\nmap_Kd -s 1 1 1 wood.png\n")
     Image.fromarray(np.full((4, 4, 3), 99, dtype=np.uint8)).save(folder / "wood.png")
     return folder / "box.obj"
+
+
+def test_a_glb_takes_its_textures_along(tmp_path: Path) -> None:
+    folder = tmp_path / "glb"
+    (folder / "Textures").mkdir(parents=True)
+    Image.new("RGB", (2, 2)).save(folder / "Textures" / "my paint.png")
+    tree = json.dumps({"asset": {"version": "2.0"}, "images": [{"uri": "Textures/my%20paint.png"}, {"uri": "data:,"}]})
+    tree += " " * (-len(tree) % 4)
+    head = struct.pack("<4sIII4s", b"glTF", 2, 20 + len(tree), len(tree), b"JSON")
+    (folder / "model.glb").write_bytes(head + tree.encode())
+    assert [path.name for path in mesh_files(folder / "model.glb")] == ["model.glb", "my paint.png"]
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"[]", b'{"images": [1]}', b'{"images": 5}', b"\xff", b"glTF"])
+def test_what_a_broken_gltf_names_is_nothing(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.gltf").write_bytes(content)
+    assert mesh_files(tmp_path / "model.gltf") == [tmp_path / "model.gltf"]
 
 
 def test_gltf_takes_its_buffers_along(gltf: Path, run: Run) -> None:
@@ -82,4 +101,4 @@ def test_files_outside_the_mesh_s_folder_stay_where_they_are(tmp_path: Path) -> 
 def test_file_that_is_no_mesh_is_refused(run: Run, tmp_path: Path) -> None:
     (tmp_path / "broken.glb").write_bytes(b"glTF")
     with pytest.raises(ValueError, match=r"broken\.glb"):
-        take_assets.fn(run, [str(tmp_path / "broken.glb")])
+        take_assets.fn(run, [str(tmp_path / "broken.glb")], MeshLimits())

@@ -16,8 +16,9 @@ from PIL import Image
 from trimesh.visual import ColorVisuals, TextureVisuals
 from trimesh.visual.material import PBRMaterial
 
-from redream.assets import load_mesh, srgb_to_linear, turn_mesh
+from redream.assets import load_mesh, turn_mesh
 from redream.cameras import Camera, camera_rays, cameras_at, orbit
+from redream.colors import srgb_to_linear
 from redream.images import Rendering, composite
 from redream.render.mesh import AssetViews, RendererUnavailable, gl_renderer, load_views, render_mesh, save_views
 
