@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,10 +18,10 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from flows.environment import prepare_environment, starting_services
+from flows.plan import checked_rerun
 from flows.request import (
     DEFAULT_OUT,
     checked_config,
@@ -33,8 +32,9 @@ from flows.request import (
     checked_weights,
     parsed_settings,
 )
+from flows.tables import again, metric_table, neighbor_table, print_made, print_run, runs_table
 from redream.config import RunConfig
-from tasks.records import finished_stage, list_runs, read_run
+from tasks.records import UNFINISHED, finished_stage, list_runs, read_run
 
 if TYPE_CHECKING:
     from tasks.indexing import IndexPlace
@@ -55,6 +55,7 @@ Settings = Annotated[
 ]
 Index = Annotated[str, typer.Option(metavar="DIR", help="An index to search.", show_default="the miniature's own")]
 Out = Annotated[str, typer.Option(metavar="DIR", help="Where runs, stage outputs and databases go.")]
+RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run, as `redream runs` names it.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -83,7 +84,7 @@ def generate(
     if as_json:
         _print_json(asdict(made))
     else:
-        _print_made(asdict(made), out)
+        print_made(asdict(made), out)
 
 
 @app.command()
@@ -111,7 +112,7 @@ def search(
     if as_json:
         _print_json({"prompt": text, "index": asdict(place), "neighbors": found})
     else:
-        Console().print(_neighbor_table(found))
+        Console().print(neighbor_table(found))
 
 
 @app.command()
@@ -136,27 +137,54 @@ def evaluate(
         _print_json(reports)
         return
     for run, report in reports.items():
-        Console().print(_metric_table(report["metrics"], title=run))
+        Console().print(metric_table(report["metrics"], title=run))
 
 
 @app.command()
-def runs(out: Out = DEFAULT_OUT, as_json: AsJson = False) -> None:
+def runs(
+    failed: Annotated[bool, typer.Option("--failed", help="Only those that failed, stopped or crashed.")] = False,
+    out: Out = DEFAULT_OUT,
+    as_json: AsJson = False,
+) -> None:
     """List the runs, the oldest first."""
-    records = list_runs(Path(out))
+    records = [record for record in list_runs(Path(out)) if not failed or record["state"] in UNFINISHED]
     if as_json:
         _print_json(records)
         return
-    table = Table("run", "state", "method", "prompt", "figures", box=None)
-    for record in records:
-        figures = ", ".join(f"{name} {value:.3f}" for name, value in sorted(record["metrics"].items()))
-        table.add_row(
-            record["run_id"],
-            record["state"],
-            record["request"].get("method", record["flow"]),
-            escape(record["prompt"]),
-            figures,
-        )
-    Console().print(table if records else f"no runs in {out}")
+    Console().print(runs_table(records) if records else f"no runs in {out}")
+
+
+@app.command()
+def show(run: RunId, out: Out = DEFAULT_OUT, as_json: AsJson = False) -> None:
+    """Show a run: its stages, figures and files, and how to run it again."""
+    record = read_run(Path(out).absolute(), run)
+    if as_json:
+        _print_json({**record, "again": again(record, out)})
+    else:
+        print_run(record, out)
+
+
+@app.command()
+def rerun(
+    run: RunId,
+    from_stage: Annotated[
+        str, typer.Option("--from", metavar="STAGE", help="The first stage to make anew.", show_default="what failed")
+    ] = "",
+    settings: Settings = [],
+    out: Out = DEFAULT_OUT,
+    as_json: AsJson = False,
+) -> None:
+    """Repeat a run in part: reuse what comes before a stage, make it and what depends on it anew."""
+    overrides = parsed_settings(settings)
+    asked = checked_rerun(run, from_stage, overrides, out)
+    with _services(asked.request.out):
+        from flows.rerun import rerun as rerun_flow
+    with redirect_stdout(sys.stderr):
+        made = rerun_flow(run, from_stage, overrides, str(asked.request.out))
+    if as_json:
+        _print_json(asdict(made))
+    else:
+        print_made(asdict(made), out)
 
 
 @app.command()
@@ -306,39 +334,6 @@ def _check_meshes(paths: Sequence[str]) -> None:
 
 def _print_json(content: Any) -> None:
     print(json.dumps(content, indent=1))
-
-
-def _print_made(made: dict[str, Any], out: str) -> None:
-    """Say what was found, the figures, where the page is and how to open MLflow."""
-    console = Console(highlight=False)
-    if made["neighbors"]:
-        console.print(_neighbor_table(made["neighbors"]))
-    console.print(_metric_table(made["metrics"], title=made["prompt"]))
-    for name in ("page", "turntable", "mesh"):
-        console.print(f"{name:<10}{made[name]}", soft_wrap=True)
-    where = "" if out == DEFAULT_OUT else f" --out {shlex.quote(out)}"
-    console.print(f"{'MLflow':<10}redream ui{where}", soft_wrap=True)
-
-
-def _neighbor_table(neighbors: list[dict[str, Any]]) -> Table:
-    table = Table("score", "text", "asset", "caption", "licence", box=None)
-    for neighbor in neighbors:
-        asset = neighbor["asset"]
-        table.add_row(
-            f"{neighbor['score']:.3f}",
-            f"{neighbor['text_score']:.3f}",
-            asset["asset_id"][:12],
-            escape(asset["caption"]),
-            escape(asset["license"]),
-        )
-    return table
-
-
-def _metric_table(metrics: dict[str, float], title: str) -> Table:
-    table = Table("figure", "value", title=escape(title), title_justify="left", box=None)
-    for name, value in sorted(metrics.items()):
-        table.add_row(name, f"{value:.4f}")
-    return table
 
 
 if __name__ == "__main__":

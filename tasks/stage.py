@@ -24,8 +24,8 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed
 
 from tasks.progress import duration, raise_if_stopped, say, track
-from tasks.runs import Run, record_failure, record_stage
-from tasks.store import Output, StageKey
+from tasks.runs import Run, record_failure, record_stage, record_start
+from tasks.store import Output, StageKey, salted
 from tasks.tracking import Tracker
 
 RETRIES = 2
@@ -104,13 +104,15 @@ def run_stage(
         The output; where it was found in the store, in a Prefect state that says so; a future's `result()` unwraps it.
     """
     raise_if_stopped()
+    if key.stage in run.salts:
+        key = salted(key, run.salts[key.stage])
     found = run.store.find(key)
     if found is None:
         with run.store.lock(key, on_wait=raise_if_stopped):
             found = run.store.find(key)  # another run may have made it meanwhile
             if found is None:
                 return _compute(run, key, settings, produce)
-    _track_cached(run, found)
+    _track_cached(run, key, found)
     say(f"{key.stage}: reused")
     return cast(Output, Completed(name="Cached", message=f"{key.stage} {key.digest}", data=found))
 
@@ -157,6 +159,7 @@ def _compute(
     tags = {"redream.run_id": run.run_id, "redream.stage": key.stage, "redream.key": key.digest, **run.prefect_tags}
     tracker = Tracker.start(run.tracking, key.stage, tags, parent=run.mlflow_run_id)
     tracker.log_params(settings)
+    record_start(run, key)
     started = time.monotonic()
     try:
         folder, checkpoint = run.store.begin(key)
@@ -168,16 +171,16 @@ def _compute(
     except BaseException as error:
         tracker.set_tags({"redream.error": f"{type(error).__name__}: {error}"[:4000]})
         tracker.finish("FAILED" if isinstance(error, Exception) else "KILLED")
-        record_failure(run, key.stage, key.digest, error)
+        record_failure(run, key, error)
         raise
     tracker.log_final({f"{key.stage}/seconds": seconds, **_prefixed(key.stage, work.metrics)})
     tracker.finish()
-    record_stage(run, output, is_cached=False)
+    record_stage(run, key, output, is_cached=False)
     say(f"{key.stage}: {duration(seconds)}")
     return output
 
 
-def _track_cached(run: Run, output: Output) -> None:
+def _track_cached(run: Run, key: StageKey, output: Output) -> None:
     """Leave a nested run that says where the output came from, with its final figures."""
     tags = {
         "redream.run_id": run.run_id,
@@ -191,7 +194,7 @@ def _track_cached(run: Run, output: Output) -> None:
     tracker = Tracker.start(run.tracking, f"{output.stage} (cached)", tags, note=note, parent=run.mlflow_run_id)
     tracker.log_final(_prefixed(output.stage, output.metrics))
     tracker.finish()
-    record_stage(run, output, is_cached=True)
+    record_stage(run, key, output, is_cached=True)
 
 
 def _prefixed(stage: str, metrics: Mapping[str, float]) -> dict[str, float]:
