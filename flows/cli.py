@@ -20,7 +20,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from flows.children import stop_with_parent
 from flows.environment import prepare_environment, starting_services
+from flows.members import Defaults, parsed_seeds, read_members
 from flows.plan import checked_rerun
 from flows.request import (
     DEFAULT_OUT,
@@ -32,8 +34,18 @@ from flows.request import (
     checked_weights,
     parsed_settings,
 )
-from flows.tables import again, metric_table, neighbor_table, print_made, print_run, runs_table
+from flows.tables import (
+    again,
+    metric_table,
+    neighbor_table,
+    print_batch,
+    print_garbage,
+    print_made,
+    print_run,
+    runs_table,
+)
 from redream.config import RunConfig
+from tasks.garbage import delete_garbage, find_garbage
 from tasks.records import UNFINISHED, finished_stage, list_runs, read_run
 
 if TYPE_CHECKING:
@@ -72,6 +84,7 @@ def generate(
     index: Index = "",
     out: Out = DEFAULT_OUT,
     as_json: AsJson = False,
+    batch_id: Annotated[str, typer.Option("--batch", hidden=True)] = "",
 ) -> None:
     """Make a 3D object from a prompt."""
     request = checked_request(prompt, preset, method, seed, out, index, asset, parsed_settings(settings))
@@ -80,7 +93,7 @@ def generate(
     with _services(request.out):
         from flows.generate import generate as generate_flow
     with redirect_stdout(sys.stderr):
-        made = generate_flow(**request.parameters(), out=str(request.out))
+        made = generate_flow(**request.parameters(), out=str(request.out), batch=batch_id)
     if as_json:
         _print_json(asdict(made))
     else:
@@ -185,6 +198,76 @@ def rerun(
         _print_json(asdict(made))
     else:
         print_made(asdict(made), out)
+
+
+@app.command()
+def batch(
+    prompts: Annotated[str, typer.Argument(help="Text with a prompt a line, or JSON lines.", show_default=False)],
+    preset: Preset = "mini",
+    method: Annotated[str, typer.Option(help="redream, vsd or sds.")] = "redream",
+    seeds: Annotated[str, typer.Option(help="An object of each prompt for each of these seeds.")] = "0",
+    settings: Settings = [],
+    index: Index = "",
+    workers: Annotated[int, typer.Option(min=0, help="Objects at a time.", show_default="one more than trainings")] = 0,
+    gpus: Annotated[
+        int, typer.Option(min=0, help="Trainings at a time on this machine.", show_default="one per GPU")
+    ] = 0,
+    out: Out = DEFAULT_OUT,
+    as_json: AsJson = False,
+) -> None:
+    """Make an object of every prompt in a file; again, and only what is missing is made."""
+    overrides, numbers, folder = parsed_settings(settings), parsed_seeds(seeds), checked_out(out)
+    defaults = Defaults(preset=preset, method=method, seeds=tuple(numbers), index=index, settings=overrides, out=folder)
+    read_members(prompts, defaults)
+    with _services(folder):
+        from flows.batch import BatchFailed
+        from flows.batch import batch as batch_flow
+    with redirect_stdout(sys.stderr):
+        try:
+            made = batch_flow(prompts, [], preset, method, numbers, index, overrides, workers, gpus, str(folder))
+        except BatchFailed as error:
+            made = error.result
+    if as_json:
+        _print_json(made)
+    else:
+        print_batch(made)
+    if any(outcome["state"] == "failed" for outcome in made["outcomes"]):
+        raise typer.Exit(1)
+
+
+@app.command()
+def sync(out: Out = DEFAULT_OUT, as_json: AsJson = False) -> None:
+    """Deliver to MLflow what it could not take before, and close what has crashed."""
+    folder = checked_out(out)
+    prepare_environment(folder)
+    from tasks.runs import settle_crashed
+    from tasks.tracking import default_tracking_uri, deliver_leftovers, drain, open_tracking
+
+    delivered, waiting = deliver_leftovers(open_tracking(default_tracking_uri(folder), folder))
+    crashed = settle_crashed(folder)
+    drain()
+    if as_json:
+        _print_json({"delivered": delivered, "waiting": waiting, "crashed": crashed})
+    else:
+        print(f"{delivered} events delivered, {waiting} still wait; {len(crashed)} crashed runs closed")
+    if waiting:
+        raise typer.Exit(1)
+
+
+@app.command()
+def gc(
+    yes: Annotated[bool, typer.Option("--yes", help="Delete what is listed.")] = False,
+    out: Out = DEFAULT_OUT,
+    as_json: AsJson = False,
+) -> None:
+    """List the stage outputs that no run needs; runs are kept as long as their folder is there."""
+    folder = Path(out).absolute()
+    found = find_garbage(folder)
+    deleted = delete_garbage(folder, found) if yes else []
+    if as_json:
+        _print_json({"garbage": [asdict(each) for each in found], "deleted": [each.path for each in deleted]})
+    else:
+        print_garbage(found, len(deleted), yes)
 
 
 @app.command()
@@ -302,6 +385,7 @@ def _services(out: Path) -> Iterator[None]:
 
     for signal_number in (signal.SIGINT, signal.SIGTERM):  # by default SIGTERM would leave Prefect's server behind
         signal.signal(signal_number, stop)
+    stop_with_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
     prepare_environment(out)
     with waiting("starting Prefect and MLflow"), starting_services(out):
         yield

@@ -38,6 +38,7 @@ def generate(
     assets: list[str] = [],
     settings: dict[str, Any] = {},
     out: str = DEFAULT_OUT,
+    batch: str = "",
 ) -> Made:
     """Generate a 3D object from a prompt.
 
@@ -45,9 +46,11 @@ def generate(
         index: folder of an index; empty for the miniature's own, which is built where it is missing.
         assets: mesh files to start from instead of retrieving.
         settings: overrides such as `{"distill.num_steps": 500}`.
+        batch: the run of the batch that asks for this, if one does.
     """
     request = checked_request(prompt, preset, method, seed, out, index, assets, settings)
-    with open_run("generate", request.prompt, seed, request.config, request.parameters(), request.out) as run:
+    parameters = request.parameters()
+    with open_run("generate", request.prompt, seed, request.config, parameters, request.out, batch=batch) as run:
         return make(run, request)
 
 

@@ -17,6 +17,7 @@ from rich.table import Column, Table
 from flows.plan import first_unfinished
 from flows.request import DEFAULT_OUT
 from redream.page import visible_text
+from tasks.garbage import Garbage
 from tasks.progress import duration
 from tasks.records import UNFINISHED
 
@@ -79,6 +80,35 @@ def print_run(record: Mapping[str, Any], out: str) -> None:
         console.print(metric_table(record["metrics"], title="figures"))
     for name, value in run_facts(record, out).items():
         console.print(f"{name:<10}{shown(value)}", soft_wrap=True)
+
+
+def print_batch(made: Mapping[str, Any]) -> None:
+    """Say what became of every object of a batch, and where its gallery is."""
+    table = Table("line", "state", "seed", "prompt", "run or reason", box=None)
+    for outcome in made["outcomes"]:
+        place = outcome["reason"] if outcome["state"] in ("failed", "stopped") else outcome["run_id"]
+        table.add_row(
+            str(outcome["line"]), outcome["state"], str(outcome["seed"]), shown(outcome["prompt"]),
+            shown(place or outcome["reason"]),
+        )  # fmt: skip
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"gallery   {made['gallery']}", soft_wrap=True, markup=False)
+
+
+def print_garbage(found: Sequence[Garbage], num_deleted: int, is_deleting: bool) -> None:
+    """List what can go, with sizes, and say whether it is gone."""
+    table = Table("stage", "what", Column("MB", justify="right"), Column("folder", overflow="fold"), box=None)
+    for each in found:
+        table.add_row(each.stage, each.kind, f"{each.num_bytes / 1e6:.1f}", each.path)
+    console = Console(highlight=False)
+    if found:
+        console.print(table)
+    total = f"{len(found)} folders, {sum(each.num_bytes for each in found) / 1e6:.1f} MB"
+    if is_deleting:
+        console.print(f"{total}; {num_deleted} of them deleted")
+    else:
+        console.print(f"{total}; --yes deletes them" if found else "nothing can go")
 
 
 def run_facts(record: Mapping[str, Any], out: str) -> dict[str, str]:

@@ -91,7 +91,8 @@ def adapt(run: Run, views: Output, config: RunConfig, num_concurrent: int) -> Ou
         work.tracker.log_artifacts([work.folder / "adapter"])
         return {"num_steps": int(work.metrics["num_steps"])}
 
-    return run_stage(run, stage_key("adapt", STAGE_VERSION, settings, inputs), asdict(config.adaptation), produce)
+    key = stage_key("adapt", STAGE_VERSION, settings, inputs)
+    return run_stage(run, key, asdict(config.adaptation), produce, trains=True)
 
 
 def _figures(step: AdaptStep) -> dict[str, float | None]:

@@ -60,7 +60,7 @@ def warm_up(run: Run, views: Output, config: RunConfig, num_concurrent: int) -> 
         share_cores(num_concurrent)
         return _distill(run, config, work, views, start=None, adapter=None, until_step=config.distill.warm_up_steps)
 
-    return run_stage(run, key, {**asdict(config.distill), **asdict(config.field)}, produce)
+    return run_stage(run, key, {**asdict(config.distill), **asdict(config.field)}, produce, trains=True)
 
 
 @task(
@@ -80,7 +80,7 @@ def distill(run: Run, views: Output | None, warm: Output | None, adapter: Output
         return _distill(run, config, work, views, start=warm, adapter=adapter, until_step=config.distill.num_steps)
 
     key = _key("distill", run, config, reaching_settings(config.distill, "distill"), inputs)
-    return run_stage(run, key, {**asdict(config.distill), **asdict(config.field)}, produce)
+    return run_stage(run, key, {**asdict(config.distill), **asdict(config.field)}, produce, trains=True)
 
 
 def load_particles(output: Output, config: FieldConfig, device: str) -> list[Particle]:

@@ -47,7 +47,7 @@ def is_alive(folder: Path) -> bool:
     try:
         with FileLock(folder / ALIVE_LOCK, timeout=0):
             return False
-    except Timeout:
+    except (Timeout, OSError):  # held; or in a folder that cannot be written, where nobody can tell
         return True
 
 

@@ -26,7 +26,7 @@ from filelock import FileLock
 from prefect.runtime import flow_run
 
 from redream.config import RunConfig, flatten
-from tasks.records import ALIVE_LOCK, run_folder
+from tasks.records import ALIVE_LOCK, list_runs, run_folder
 from tasks.store import Output, StageKey, Store, write_json
 from tasks.tracking import Tracker, Tracking, default_tracking_uri, open_tracking
 
@@ -67,29 +67,35 @@ def open_run(
     name: str,
     prompt: str,
     seed: int,
-    config: RunConfig,
+    config: RunConfig | None,
     request: Mapping[str, Any],
     out: Path,
     repeats: Repeats | None = None,
+    batch: str = "",
 ) -> Iterator[Run]:
     """Record a run from its first moment to its end, however it ends.
 
     Args:
         name: the flow's name.
         request: the parameters of the flow, as JSON.
+        config: none for a flow of flows.
         repeats: the run that this one repeats in part.
+        batch: the run of the batch that this one belongs to.
     """
     started = datetime.now(UTC)
     run_id = new_run_id(prompt, started, request)
     run_folder(out, run_id).mkdir(parents=True)
-    tracking = open_tracking(default_tracking_uri(out), out / "mlartifacts")
+    tracking = open_tracking(default_tracking_uri(out), out)
     prefect_tags = _prefect_tags()
-    tags = {"redream.run_id": run_id, "redream.flow": name, "redream.prompt": prompt, **prefect_tags}
+    tags = {"redream.run_id": run_id, "redream.flow": name, "redream.prompt": prompt, "redream.batch": batch}
+    tags |= prefect_tags
     if repeats is not None:
         tags |= {"redream.rerun_of": repeats.run_id, "redream.rerun_of_mlflow_run": repeats.mlflow_run_id}
     tracker = Tracker.start(tracking, prompt[:80], tags, note=_note(prompt, run_id, tags))
-    tracker.log_params({**request, **flatten(config)})
-    tracker.log_text(json.dumps(asdict(config), indent=1), "config.json")
+    settings = flatten(config) if config is not None else {}
+    tracker.log_params({**request, **settings})
+    if config is not None:
+        tracker.log_text(json.dumps(asdict(config), indent=1), "config.json")
     run = Run(
         run_id=run_id,
         out=str(out),
@@ -113,11 +119,12 @@ def open_run(
             "started": started.isoformat(timespec="seconds"),
             "machine": platform.platform(),
             "process": {"host": platform.node(), "pid": os.getpid()},
-            "mlflow": {"uri": tracking.uri, "experiment_id": tracking.experiment_id, "run_id": tracker.run_id},
+            "mlflow": {"uri": tracking.uri, "run_id": tracker.run_id},
             "prefect": prefect_tags,
             "rerun_of": repeats.run_id if repeats is not None else "",
             "salts": run.salts,
-            "settings": flatten(config),
+            "batch": batch,
+            "settings": settings,
             "stages": {},
             "metrics": {},
         },
@@ -173,6 +180,19 @@ def record_result(
     return _update(run, lambda record: record.update(metrics=dict(metrics), found=dict(found)))
 
 
+def settle_crashed(out: Path) -> list[str]:
+    """Write down that runs have crashed whose process died, close them in MLflow, and return their ids."""
+    settled = []
+    for record in list_runs(out):
+        path = run_folder(out, record["run_id"]) / "run.json"
+        if record["state"] == "crashed" and json.loads(path.read_text())["state"] == "running":
+            write_json(path, {name: value for name, value in record.items() if name != "folder"})
+            tracking = open_tracking(record["mlflow"]["uri"], out)
+            Tracker(tracking, record["mlflow"]["run_id"]).close_crashed()
+            settled.append(record["run_id"])
+    return settled
+
+
 def new_run_id(prompt: str, started: datetime, request: Mapping[str, Any]) -> str:
     """Name a run by its time and prompt, so that a listing reads; the suffix tells runs of one second apart."""
     words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].strip("-")
@@ -212,6 +232,8 @@ def _finish(run: Run, tracker: Tracker, state: str, status: str, error: str = ""
     )
     tracker.log_artifacts([run.folder / "run.json"])
     tracker.finish(status)
+    tracker.drain()
+    _update(run, lambda record: record["mlflow"].update(run_id=tracker.run_id))  # it may have been a local one
 
 
 def _update(run: Run, change: Any) -> dict[str, Any]:

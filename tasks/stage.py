@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
@@ -25,6 +26,7 @@ from prefect.states import Completed
 
 from tasks.progress import duration, raise_if_stopped, say, track
 from tasks.runs import Run, record_failure, record_stage, record_start
+from tasks.slots import asked_slots, gpu_slot
 from tasks.store import Output, StageKey, salted
 from tasks.tracking import Tracker
 
@@ -77,8 +79,10 @@ class Work:
         earlier = _read_steps(path, before=first.step if first is not None else sys.maxsize)
         for entry in earlier:
             self.log_figures({name: value for name, value in entry.items() if name != "step"}, entry["step"])
-        with open(path, "w") as file:
-            file.writelines(json.dumps(entry) + "\n" for entry in earlier)
+        aside = path.with_suffix(".part")
+        aside.write_text("".join(json.dumps(entry) + "\n" for entry in earlier))
+        os.replace(aside, path)
+        with open(path, "a") as file:
             for step in track(_chain(first, remaining), self.stage, total, len(earlier)):
                 entry = {name: value for name, value in figures(step).items() if value is not None}
                 file.write(json.dumps({"step": step.step, **entry}) + "\n")
@@ -92,13 +96,18 @@ class Work:
 
 
 def run_stage(
-    run: Run, key: StageKey, settings: Mapping[str, Any], produce: Callable[[Work], Mapping[str, Any]]
+    run: Run,
+    key: StageKey,
+    settings: Mapping[str, Any],
+    produce: Callable[[Work], Mapping[str, Any]],
+    trains: bool = False,
 ) -> Output:
     """Return a stage's output from the store, or let `produce` make it.
 
     Args:
         settings: parameters of the nested MLflow run, flat.
         produce: writes files into `work.folder` and returns what it found as JSON.
+        trains: it needs one of the machine's GPUs, which it waits for.
 
     Returns:
         The output; where it was found in the store, in a Prefect state that says so; a future's `result()` unwraps it.
@@ -111,7 +120,8 @@ def run_stage(
         with run.store.lock(key, on_wait=raise_if_stopped):
             found = run.store.find(key)  # another run may have made it meanwhile
             if found is None:
-                return _compute(run, key, settings, produce)
+                with _training_slot(run, key) if trains else nullcontext():
+                    return _compute(run, key, settings, produce)
     _track_cached(run, key, found)
     say(f"{key.stage}: reused")
     return cast(Output, Completed(name="Cached", message=f"{key.stage} {key.digest}", data=found))
@@ -139,6 +149,13 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def default_slots() -> int:
+    """Return how many trainings this machine takes at a time: one per GPU, or without any, one per two cores."""
+    import torch
+
+    return torch.cuda.device_count() or max(1, num_cores() // 2)
+
+
 def share_cores(num_stages: int) -> None:
     """Let this thread's stage use its share of the cores: threads beyond them would wait on each other, spinning."""
     import torch
@@ -151,6 +168,27 @@ def primed(items: Iterator[Item]) -> Iterator[Item]:
     """Run a generator to its first item, which is kept for whoever iterates."""
     first = next(items)
     return itertools.chain([first], items)
+
+
+@contextmanager
+def _training_slot(run: Run, key: StageKey) -> Iterator[None]:
+    """Wait for one of the machine's GPUs and let this thread use it."""
+    import torch
+
+    has_waited = False
+
+    def wait() -> None:
+        nonlocal has_waited
+        raise_if_stopped()
+        if not has_waited:
+            record_start(run, key, "waiting")
+            say(f"{key.stage}: waiting for other runs to leave a GPU")
+            has_waited = True
+
+    with gpu_slot(Path(run.out), asked_slots() or default_slots(), wait) as number:
+        if torch.cuda.is_available():
+            torch.cuda.set_device(number % torch.cuda.device_count())
+        yield
 
 
 def _compute(

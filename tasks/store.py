@@ -173,7 +173,7 @@ def read_output(folder: Path | str) -> Output | None:
             return None
         names = ("stage", "key", "digest", "result", "metrics", "mlflow_run_id", "seconds")
         return Output(folder=str(folder), **{name: manifest[name] for name in names})
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, KeyError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

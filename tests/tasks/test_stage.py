@@ -18,6 +18,7 @@ from tasks.progress import Stopped, stop_requested
 from tasks.runs import Run
 from tasks.stage import Work, is_passing, run_stage, stage_seed
 from tasks.store import Output, stage_key
+from tasks.tracking import experiment_id
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def follow_losses(begin: int, end: int, stop_after: int | None = None) -> Any:
 
 def nested_runs(run: Run) -> dict[str, MlflowRun]:
     found = MlflowClient(run.tracking.uri).search_runs(
-        [run.tracking.experiment_id], f"tags.`mlflow.parentRunId` = '{run.mlflow_run_id}'"
+        [experiment_id(run.tracking)], f"tags.`mlflow.parentRunId` = '{run.mlflow_run_id}'"
     )
     return {nested.info.run_name or "": nested for nested in found}
 
