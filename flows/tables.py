@@ -70,7 +70,7 @@ def print_run(record: Mapping[str, Any], out: str) -> None:
     console.print(f"{shown(record['prompt'])}\n{record['run_id']}  [bold]{record['state']}[/]", soft_wrap=True)
     if "error" in record:
         console.print(f"[red]{shown(record['error'])}[/]", soft_wrap=True)
-    table = Table("stage", "state", "took", "output or reason", box=None)
+    table = Table("stage", "state", "took", Column("output or reason", overflow="fold"), box=None)
     for name, entry in record["stages"].items():
         place = entry.get("folder", entry.get("error", ""))
         took = duration(entry["seconds"]) if "seconds" in entry else ""
