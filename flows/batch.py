@@ -14,7 +14,8 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from uuid import UUID
 
 from prefect import flow
 from prefect.artifacts import (
@@ -188,7 +189,7 @@ def _run_missing(
         for num_ended, child in enumerate(track(ended, "batch", len(jobs)), start=1):
             number = int(child.name)
             yield number, _outcome(members[number], child, run)
-            update_progress_artifact(shown, progress=100.0 * num_ended / len(jobs))
+            update_progress_artifact(cast(UUID, shown), progress=100.0 * num_ended / len(jobs))
 
 
 def _command(request: Request, batch_id: str, out: Path) -> list[str]:
