@@ -19,6 +19,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -267,8 +268,9 @@ class _Courier:
             self._outbox.done(path)
             self._progress()
             if not has_looked_back and self._outbox.num_waiting == 0:
-                self.deliver_leftovers()
                 has_looked_back = True
+                with suppress(OSError):  # such as an outbox that its owner has just emptied
+                    self.deliver_leftovers()
 
     def _progress(self) -> None:
         with self._news:
@@ -304,8 +306,7 @@ class _Courier:
         elif kind == "tags":
             client.log_batch(run_id, tags=[RunTag(name, value) for name, value in event["tags"].items()])
         elif kind == "image":
-            with Image.open(attachment(path, event)) as image:
-                client.log_image(run_id, np.asarray(image), key=event["key"], step=event["step"])
+            client.log_image(run_id, _pixels(attachment(path, event)), key=event["key"], step=event["step"])
         elif kind == "text":
             client.log_text(run_id, event["text"], event["name"])
         elif kind == "artifact":
@@ -364,6 +365,14 @@ def _courier_for(tracking: Tracking) -> _Courier:
         if tracking not in _couriers:
             _couriers[tracking] = _Courier(tracking).start()
         return _couriers[tracking]
+
+
+def _pixels(path: Path) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image)
+    except (OSError, SyntaxError) as error:  # Pillow's words for half a file
+        raise ValueError(f"no whole picture: {error}") from error
 
 
 def _first_line(error: Exception) -> str:
