@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from prefect import flow
 
+from flows.parameters import Place, PresetName, Settings
 from flows.request import DEFAULT_OUT, checked_config, checked_out
 from redream.config import RetrievalConfig
 from tasks.indexing import IndexPlace, built_index, given_index, index_miniature
@@ -13,8 +12,14 @@ from tasks.runs import Run, open_run
 
 
 @flow(name="build_index", flow_run_name="index of {preset}")
-def build_index(preset: str = "mini", settings: dict[str, Any] = {}, out: str = DEFAULT_OUT) -> IndexPlace:
-    """Build the miniature's index, or find it built."""
+def build_index(preset: PresetName = "mini", settings: Settings = {}, out: Place = DEFAULT_OUT) -> IndexPlace:
+    """Build the miniature's index, or find it built.
+
+    Args:
+        preset: mini; smoke builds a smaller one.
+        settings: overrides such as `{"retrieval.num_index_views": 4}`.
+        out: folder of runs and stage outputs, on the worker's machine.
+    """
     config = checked_config(preset, "redream", settings)
     if not config.retrieval.clip_model.startswith("mini:"):
         raise ValueError(f"preset {preset} has no catalog of its own to index; choose mini")
