@@ -213,11 +213,11 @@ def serve(
 
 
 @app.command()
-def doctor(as_json: AsJson = False) -> None:
-    """Say what this machine has, and what to do about what it lacks."""
+def doctor(out: Out = DEFAULT_OUT, as_json: AsJson = False) -> None:
+    """Say what this machine has and what runs, and what to do about what is lacking."""
     from flows.doctor import examine
 
-    findings = examine()
+    findings = examine(Path(out).absolute())
     if as_json:
         _print_json([asdict(finding) for finding in findings])
     else:

@@ -33,7 +33,7 @@ AUTOMATION = "redream: runs that fell silent are crashed"
 RESUMED = "Resumed"
 SILENT = "No sign of life: its process or its machine died."
 SILENCE = timedelta(seconds=120)  # four heartbeats; less marks healthy runs
-START = timedelta(seconds=150)  # for a worker to start the process of a run
+START = timedelta(seconds=300)  # for a worker to start the process of a run, on a busy machine as well
 RESUME_DELAY = timedelta(seconds=15)  # a worker that learns of the death meanwhile frees the run's place
 RESUME_WITHIN = timedelta(days=1)  # what crashed before is nobody's business any more
 LOOK_EVERY_SECONDS = 5.0
