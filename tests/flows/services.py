@@ -31,6 +31,7 @@ class Served:
     process: subprocess.Popen[str]
     environment: dict[str, str]
     said: Path
+    secret: str = ""  # NAME:PASSWORD of Prefect
     seen: set[psutil.Process] = field(default_factory=set)
 
     @property
@@ -56,17 +57,19 @@ class Served:
         raise LookupError(name)
 
     def create_run(self, deployment: str, parameters: dict[str, Any]) -> tuple[int, Any]:
-        _, found = ask(f"{self.api}/deployments/name/{deployment}")
-        return ask(f"{self.api}/deployments/{found['id']}/create_flow_run", content={"parameters": parameters})
+        _, found = ask(f"{self.api}/deployments/name/{deployment}", self.secret)
+        return ask(
+            f"{self.api}/deployments/{found['id']}/create_flow_run", self.secret, content={"parameters": parameters}
+        )
 
     def run(self, run_id: str) -> dict[str, Any]:
-        return ask(f"{self.api}/flow_runs/{run_id}")[1]
+        return ask(f"{self.api}/flow_runs/{run_id}", self.secret)[1]
 
     def runs(self) -> int:
-        return ask(f"{self.api}/flow_runs/count", content={})[1]
+        return ask(f"{self.api}/flow_runs/count", self.secret, content={})[1]
 
     def states(self, run_id: str) -> list[dict[str, Any]]:
-        return ask(f"{self.api}/flow_run_states/?flow_run_id={run_id}")[1]
+        return ask(f"{self.api}/flow_run_states/?flow_run_id={run_id}", self.secret)[1]
 
     def state_names(self, run_id: str) -> list[str]:
         return [state["name"] for state in self.states(run_id)]

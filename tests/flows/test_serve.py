@@ -98,7 +98,7 @@ def test_passwords_are_in_no_file(tmp_path: Path) -> None:
     assert environment["MLFLOW_AUTH_ADMIN_PASSWORD"] == SECRETS["MLFLOW_TRACKING_PASSWORD"]
     assert environment["PREFECT_API_URL"] == "http://127.0.0.1:4200/api"
     written = "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
-    assert "password" not in written
+    assert "long-password" not in written
 
 
 def test_commands_use_the_servers_only_while_they_run(tmp_path: Path) -> None:
