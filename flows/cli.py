@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,10 +18,12 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from flows.children import stop_with_parent
 from flows.environment import prepare_environment, starting_services
+from flows.members import Defaults, parsed_seeds, read_members
+from flows.plan import checked_rerun
 from flows.request import (
     DEFAULT_OUT,
     checked_config,
@@ -33,8 +34,19 @@ from flows.request import (
     checked_weights,
     parsed_settings,
 )
+from flows.tables import (
+    again,
+    metric_table,
+    neighbor_table,
+    print_batch,
+    print_garbage,
+    print_made,
+    print_run,
+    runs_table,
+)
 from redream.config import RunConfig
-from tasks.records import finished_stage, list_runs, read_run
+from tasks.garbage import delete_garbage, find_garbage
+from tasks.records import UNFINISHED, finished_stage, list_runs, read_run
 
 if TYPE_CHECKING:
     from tasks.indexing import IndexPlace
@@ -55,6 +67,7 @@ Settings = Annotated[
 ]
 Index = Annotated[str, typer.Option(metavar="DIR", help="An index to search.", show_default="the miniature's own")]
 Out = Annotated[str, typer.Option(metavar="DIR", help="Where runs, stage outputs and databases go.")]
+RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run, as `redream runs` names it.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -71,6 +84,7 @@ def generate(
     index: Index = "",
     out: Out = DEFAULT_OUT,
     as_json: AsJson = False,
+    batch_id: Annotated[str, typer.Option("--batch", hidden=True)] = "",
 ) -> None:
     """Make a 3D object from a prompt."""
     request = checked_request(prompt, preset, method, seed, out, index, asset, parsed_settings(settings))
@@ -79,11 +93,11 @@ def generate(
     with _services(request.out):
         from flows.generate import generate as generate_flow
     with redirect_stdout(sys.stderr):
-        made = generate_flow(**request.parameters(), out=str(request.out))
+        made = generate_flow(**request.parameters(), out=str(request.out), batch=batch_id)
     if as_json:
         _print_json(asdict(made))
     else:
-        _print_made(asdict(made), out)
+        print_made(asdict(made), out)
 
 
 @app.command()
@@ -111,7 +125,7 @@ def search(
     if as_json:
         _print_json({"prompt": text, "index": asdict(place), "neighbors": found})
     else:
-        Console().print(_neighbor_table(found))
+        Console().print(neighbor_table(found))
 
 
 @app.command()
@@ -136,27 +150,124 @@ def evaluate(
         _print_json(reports)
         return
     for run, report in reports.items():
-        Console().print(_metric_table(report["metrics"], title=run))
+        Console().print(metric_table(report["metrics"], title=run))
 
 
 @app.command()
-def runs(out: Out = DEFAULT_OUT, as_json: AsJson = False) -> None:
+def runs(
+    failed: Annotated[bool, typer.Option("--failed", help="Only those that failed, stopped or crashed.")] = False,
+    out: Out = DEFAULT_OUT,
+    as_json: AsJson = False,
+) -> None:
     """List the runs, the oldest first."""
-    records = list_runs(Path(out))
+    records = [record for record in list_runs(Path(out)) if not failed or record["state"] in UNFINISHED]
     if as_json:
         _print_json(records)
         return
-    table = Table("run", "state", "method", "prompt", "figures", box=None)
-    for record in records:
-        figures = ", ".join(f"{name} {value:.3f}" for name, value in sorted(record["metrics"].items()))
-        table.add_row(
-            record["run_id"],
-            record["state"],
-            record["request"].get("method", record["flow"]),
-            escape(record["prompt"]),
-            figures,
-        )
-    Console().print(table if records else f"no runs in {out}")
+    Console().print(runs_table(records) if records else f"no runs in {out}")
+
+
+@app.command()
+def show(run: RunId, out: Out = DEFAULT_OUT, as_json: AsJson = False) -> None:
+    """Show a run: its stages, figures and files, and how to run it again."""
+    record = read_run(Path(out).absolute(), run)
+    if as_json:
+        _print_json({**record, "again": again(record, out)})
+    else:
+        print_run(record, out)
+
+
+@app.command()
+def rerun(
+    run: RunId,
+    from_stage: Annotated[
+        str, typer.Option("--from", metavar="STAGE", help="The first stage to make anew.", show_default="what failed")
+    ] = "",
+    settings: Settings = [],
+    out: Out = DEFAULT_OUT,
+    as_json: AsJson = False,
+) -> None:
+    """Repeat a run in part: reuse what comes before a stage, make it and what depends on it anew."""
+    overrides = parsed_settings(settings)
+    asked = checked_rerun(run, from_stage, overrides, out)
+    with _services(asked.request.out):
+        from flows.rerun import rerun as rerun_flow
+    with redirect_stdout(sys.stderr):
+        made = rerun_flow(run, from_stage, overrides, str(asked.request.out))
+    if as_json:
+        _print_json(asdict(made))
+    else:
+        print_made(asdict(made), out)
+
+
+@app.command()
+def batch(
+    prompts: Annotated[str, typer.Argument(help="Text with a prompt a line, or JSON lines.", show_default=False)],
+    preset: Preset = "mini",
+    method: Annotated[str, typer.Option(help="redream, vsd or sds.")] = "redream",
+    seeds: Annotated[str, typer.Option(help="An object of each prompt for each of these seeds.")] = "0",
+    settings: Settings = [],
+    index: Index = "",
+    workers: Annotated[int, typer.Option(min=0, help="Objects at a time.", show_default="one more than trainings")] = 0,
+    gpus: Annotated[
+        int, typer.Option(min=0, help="Trainings at a time on this machine.", show_default="one per GPU")
+    ] = 0,
+    out: Out = DEFAULT_OUT,
+    as_json: AsJson = False,
+) -> None:
+    """Make an object of every prompt in a file; again, and only what is missing is made."""
+    overrides, numbers, folder = parsed_settings(settings), parsed_seeds(seeds), checked_out(out)
+    defaults = Defaults(preset=preset, method=method, seeds=tuple(numbers), index=index, settings=overrides, out=folder)
+    read_members(prompts, defaults)
+    with _services(folder):
+        from flows.batch import BatchFailed
+        from flows.batch import batch as batch_flow
+    with redirect_stdout(sys.stderr):
+        try:
+            made = batch_flow(prompts, [], preset, method, numbers, index, overrides, workers, gpus, str(folder))
+        except BatchFailed as error:
+            made = error.result
+    if as_json:
+        _print_json(made)
+    else:
+        print_batch(made)
+    if any(outcome["state"] == "failed" for outcome in made["outcomes"]):
+        raise typer.Exit(1)
+
+
+@app.command()
+def sync(out: Out = DEFAULT_OUT, as_json: AsJson = False) -> None:
+    """Deliver to MLflow what it could not take before, and close what has crashed."""
+    folder = checked_out(out)
+    prepare_environment(folder)
+    from tasks.runs import settle_crashed
+    from tasks.tracking import default_tracking_uri, deliver_leftovers, drain, open_tracking
+
+    delivered, waiting = deliver_leftovers(open_tracking(default_tracking_uri(folder), folder))
+    crashed = settle_crashed(folder)
+    drain()
+    if as_json:
+        _print_json({"delivered": delivered, "waiting": waiting, "crashed": crashed})
+    else:
+        print(f"{delivered} events delivered, {waiting} still wait; {len(crashed)} crashed runs closed")
+    if waiting:
+        raise typer.Exit(1)
+
+
+@app.command()
+def gc(
+    yes: Annotated[bool, typer.Option("--yes", help="Delete what is listed.")] = False,
+    out: Out = DEFAULT_OUT,
+    as_json: AsJson = False,
+) -> None:
+    """List the stage outputs that no run needs; runs are kept as long as their folder is there."""
+    folder = Path(out).absolute()
+    found = find_garbage(folder)
+    deleted = delete_garbage(folder, found) if yes else []
+    if as_json:
+        _print_json({"garbage": [asdict(each) for each in found], "deleted": [each.path for each in deleted]})
+    else:
+        print_garbage(found, len(deleted), yes)
 
 
 @app.command()
@@ -293,6 +404,7 @@ def _services(out: Path) -> Iterator[None]:
 
     for signal_number in (signal.SIGINT, signal.SIGTERM):  # by default SIGTERM would leave Prefect's server behind
         signal.signal(signal_number, stop)
+    stop_with_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
     prepare_environment(out)
     with waiting("starting Prefect and MLflow"), starting_services(out):
         yield
@@ -325,39 +437,6 @@ def _check_meshes(paths: Sequence[str]) -> None:
 
 def _print_json(content: Any) -> None:
     print(json.dumps(content, indent=1))
-
-
-def _print_made(made: dict[str, Any], out: str) -> None:
-    """Say what was found, the figures, where the page is and how to open MLflow."""
-    console = Console(highlight=False)
-    if made["neighbors"]:
-        console.print(_neighbor_table(made["neighbors"]))
-    console.print(_metric_table(made["metrics"], title=made["prompt"]))
-    for name in ("page", "turntable", "mesh"):
-        console.print(f"{name:<10}{made[name]}", soft_wrap=True)
-    where = "" if out == DEFAULT_OUT else f" --out {shlex.quote(out)}"
-    console.print(f"{'MLflow':<10}redream ui{where}", soft_wrap=True)
-
-
-def _neighbor_table(neighbors: list[dict[str, Any]]) -> Table:
-    table = Table("score", "text", "asset", "caption", "licence", box=None)
-    for neighbor in neighbors:
-        asset = neighbor["asset"]
-        table.add_row(
-            f"{neighbor['score']:.3f}",
-            f"{neighbor['text_score']:.3f}",
-            asset["asset_id"][:12],
-            escape(asset["caption"]),
-            escape(asset["license"]),
-        )
-    return table
-
-
-def _metric_table(metrics: dict[str, float], title: str) -> Table:
-    table = Table("figure", "value", title=escape(title), title_justify="left", box=None)
-    for name, value in sorted(metrics.items()):
-        table.add_row(name, f"{value:.4f}")
-    return table
 
 
 if __name__ == "__main__":

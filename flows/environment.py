@@ -92,7 +92,7 @@ def starting_services(out: Path) -> Iterator[None]:
     yield
     from tasks.tracking import default_tracking_uri, open_tracking
 
-    open_tracking(default_tracking_uri(out), out / "mlartifacts")
+    open_tracking(default_tracking_uri(out), out)
     thread.join()
     if failures:
         raise failures[0]

@@ -12,8 +12,8 @@ from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.build_index import find_index
-from flows.parameters import Assets, MethodName, Place, PresetName, Prompt, Seed, Settings
-from flows.request import DEFAULT_OUT, checked_request
+from flows.parameters import Assets, BatchId, MethodName, Place, PresetName, Prompt, Seed, Settings
+from flows.request import DEFAULT_OUT, Request, checked_request
 from tasks.adaptation import adapt
 from tasks.distillation import distill, warm_up
 from tasks.evaluation import evaluate
@@ -21,7 +21,7 @@ from tasks.exporting import Inputs, Made, deliver, export
 from tasks.orientation import align
 from tasks.rendering import render
 from tasks.retrieval import retrieve, take_assets
-from tasks.runs import open_run
+from tasks.runs import Run, open_run
 from tasks.stage import num_cores
 
 # Warm-up and adaptation need nothing of each other. Each gets half of the cores; one core cannot be halved.
@@ -39,6 +39,7 @@ def generate(
     assets: Assets = [],
     settings: Settings = {},
     out: Place = DEFAULT_OUT,
+    batch: BatchId = "",
 ) -> Made:
     """Generate a 3D object from a prompt.
 
@@ -51,25 +52,32 @@ def generate(
         assets: mesh files to start from instead of retrieving.
         settings: overrides such as `{"distill.num_steps": 500}`.
         out: folder of runs and stage outputs, on the worker's machine.
+        batch: the run of the batch that asks for this, if one does.
     """
     request = checked_request(prompt, preset, method, seed, out, index, assets, settings)
+    parameters = request.parameters()
+    with open_run("generate", request.prompt, seed, request.config, parameters, request.out, batch=batch) as run:
+        return make(run, request)
+
+
+def make(run: Run, request: Request) -> Made:
+    """Take a request through every stage."""
     config = request.config
-    with open_run("generate", request.prompt, seed, config, request.parameters(), request.out) as run:
-        found = fronts = views = warm = adapter = None
-        if method == "redream":
-            if assets:
-                found = take_assets.submit(run, list(request.assets)).result()
-            else:
-                index_place = find_index(run, request.index, config.retrieval)
-                found = retrieve.submit(run, index_place, config.retrieval).result()
-            fronts = align.submit(run, found, config.retrieval.clip_model, config.orientation).result()
-            views = render.submit(run, found, fronts, config.render, config.camera).result()
-            warming = warm_up.submit(run, views, config, CONCURRENT_STAGES)
-            adapting = adapt.submit(run, views, config, CONCURRENT_STAGES) if config.distill.use_adapter else None
-            warm, adapter = warming.result(), adapting.result() if adapting else None
-        particles = distill.submit(run, views, warm, adapter, config).result()
-        report = evaluate.submit(run, particles, config).result()
-        made_of = Inputs(
-            particles=particles, report=report, retrieval=found, orientation=fronts, warm_up=warm, adapter=adapter
-        )
-        return deliver(run, made_of, export.submit(run, made_of, config).result())
+    found = fronts = views = warm = adapter = None
+    if request.method == "redream":
+        if request.assets:
+            found = take_assets.submit(run, list(request.assets)).result()
+        else:
+            index_place = find_index(run, request.index, config.retrieval)
+            found = retrieve.submit(run, index_place, config.retrieval).result()
+        fronts = align.submit(run, found, config.retrieval.clip_model, config.orientation).result()
+        views = render.submit(run, found, fronts, config.render, config.camera).result()
+        warming = warm_up.submit(run, views, config, CONCURRENT_STAGES)
+        adapting = adapt.submit(run, views, config, CONCURRENT_STAGES) if config.distill.use_adapter else None
+        warm, adapter = warming.result(), adapting.result() if adapting else None
+    particles = distill.submit(run, views, warm, adapter, config).result()
+    report = evaluate.submit(run, particles, config).result()
+    made_of = Inputs(
+        particles=particles, report=report, retrieval=found, orientation=fronts, warm_up=warm, adapter=adapter
+    )
+    return deliver(run, made_of, export.submit(run, made_of, config).result())

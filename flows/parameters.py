@@ -25,7 +25,10 @@ Prompt = Annotated[
         min_length=1, max_length=MAX_PROMPT_CHARS, pattern=rf"^[^{_CONTROLS}]*[^\s{_CONTROLS}][^{_CONTROLS}]*$"
     ),
 ]
+Prompts = Annotated[list[Prompt], Field(max_length=100_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Seeds = Annotated[list[Seed], Field(min_length=1, max_length=1000)]
+Processes = Annotated[int, Field(ge=0, le=1000)]
 Place = Annotated[str, StringConstraints(max_length=4096, pattern=r"^[^\x00-\x1f]*$")]
 Assets = Annotated[list[Annotated[Place, StringConstraints(min_length=1)]], Field(max_length=20)]
 SETTING_NAMES = sorted(  # the method has a parameter of its own
@@ -35,4 +38,5 @@ SETTING_NAMES = sorted(  # the method has a parameter of its own
 Settings = Annotated[dict[str, Any], Field(json_schema_extra={"propertyNames": {"enum": [*SETTING_NAMES]}})]
 # As `new_run_id` makes them: no dots and no slashes, so that none leaves the folder of the runs.
 RunId = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[a-z0-9][a-z0-9-]*$")]
+BatchId = Annotated[str, StringConstraints(max_length=100, pattern=r"^[a-z0-9-]*$")]
 RunIds = Annotated[list[RunId], Field(min_length=1, max_length=1000)]

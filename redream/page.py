@@ -115,11 +115,11 @@ def render_page(content: PageContent) -> str:
     script = (FOLDER / "viewer.js").read_text(encoding="utf-8")
     style = (FOLDER / "page.css").read_text(encoding="utf-8")
     policy = (
-        f"default-src 'none'; img-src data:; media-src data:; script-src '{_source_hash(script)}'; "
-        f"style-src '{_source_hash(style)}'; base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; img-src data:; media-src data:; script-src '{source_hash(script)}'; "
+        f"style-src '{source_hash(style)}'; base-uri 'none'; form-action 'none'"
     )
     return (
-        _environment()
+        page_environment()
         .get_template("page_template.html.j2")
         .render(
             content=content,
@@ -162,7 +162,7 @@ def line_chart(
 
 
 @cache
-def _environment() -> Environment:
+def page_environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(FOLDER),
         autoescape=True,
@@ -194,7 +194,7 @@ def _is_trick(character: str) -> bool:
     return category in ("Cs", "Zl", "Zp") or (category == "Cf" and character not in "\u200c\u200d\u00ad")
 
 
-def _source_hash(text: str) -> str:
+def source_hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 

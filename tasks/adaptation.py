@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from redream.prior.stable_diffusion import StableDiffusionPrior
 
 STAGE_VERSION = 1
+VIEW_NAMING = ("front_within_deg", "back_within_deg", "overhead_above_deg")
 
 
 @task(
@@ -49,7 +50,8 @@ def adapt(run: Run, views: Output, config: RunConfig, num_concurrent: int) -> Ou
     inputs = {"views": views.digest, "prior": weights_digest(config.prior.model)}
     settings = {
         "adaptation": config.adaptation,
-        "camera": config.camera,
+        # The cameras came with the views; only the names of views are new.
+        "camera": {name: getattr(config.camera, name) for name in VIEW_NAMING},
         "background_grey": config.distill.background_grey,
         "guidance_scale": config.distill.guidance_scale,
         "dtype": config.prior.dtype,
@@ -89,7 +91,8 @@ def adapt(run: Run, views: Output, config: RunConfig, num_concurrent: int) -> Ou
         work.tracker.log_artifacts([work.folder / "adapter"])
         return {"num_steps": int(work.metrics["num_steps"])}
 
-    return run_stage(run, stage_key("adapt", STAGE_VERSION, settings, inputs), asdict(config.adaptation), produce)
+    key = stage_key("adapt", STAGE_VERSION, settings, inputs)
+    return run_stage(run, key, asdict(config.adaptation), produce, trains=True)
 
 
 def _figures(step: AdaptStep) -> dict[str, float | None]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from redream.config import FieldConfig, RunConfig
+from redream.config import DistillConfig, FieldConfig, RunConfig
 from redream.weights import weights_digest
 from tasks.progress import Stopped
 from tasks.rendering import load_all_views
@@ -39,6 +39,9 @@ STAGE_VERSION = 1
 CHECKPOINT_EVERY_SECONDS = 60.0
 NUM_PREVIEWS = 10
 PREVIEW_AZIMUTHS = 4
+OF_VARIATIONAL = ("lr_variational", "variational_rank", "camera_dropout")
+OF_INITIALISATION = ("lambda_ret_rgb", "lambda_ret_opacity", "variational_sees_assets")
+OF_LEARNED_BACKGROUND = ("random_background_probability", "lr_background")
 
 
 @task(
@@ -50,13 +53,14 @@ PREVIEW_AZIMUTHS = 4
 )
 def warm_up(run: Run, views: Output, config: RunConfig, num_concurrent: int) -> Output:
     """Run the first steps with the unadapted prior and the retrieval velocity."""
-    key = _key("warm_up", run, config, {"views": views.digest})
+    settings = reaching_settings(config.distill, "warm_up")
+    key = _key("warm_up", run, config, settings, {"views": views.digest})
 
     def produce(work: Work) -> dict[str, object]:
         share_cores(num_concurrent)
         return _distill(run, config, work, views, start=None, adapter=None, until_step=config.distill.warm_up_steps)
 
-    return run_stage(run, key, {**asdict(config.distill), **asdict(config.field)}, produce)
+    return run_stage(run, key, {**asdict(config.distill), **asdict(config.field)}, produce, trains=True)
 
 
 @task(
@@ -75,8 +79,8 @@ def distill(run: Run, views: Output | None, warm: Output | None, adapter: Output
         share_cores(1)
         return _distill(run, config, work, views, start=warm, adapter=adapter, until_step=config.distill.num_steps)
 
-    key = _key("distill", run, config, inputs)
-    return run_stage(run, key, {**asdict(config.distill), **asdict(config.field)}, produce)
+    key = _key("distill", run, config, reaching_settings(config.distill, "distill"), inputs)
+    return run_stage(run, key, {**asdict(config.distill), **asdict(config.field)}, produce, trains=True)
 
 
 def load_particles(output: Output, config: FieldConfig, device: str) -> list[Particle]:
@@ -86,9 +90,38 @@ def load_particles(output: Output, config: FieldConfig, device: str) -> list[Par
     return loop.load_particles(output.path("state"), config, device)
 
 
-def _key(stage: str, run: Run, config: RunConfig, inputs: dict[str, str]) -> StageKey:
+def reaching_settings(config: DistillConfig, stage: str) -> dict[str, Any]:
+    """Return the settings of distillation that can change a stage's result, cut to the steps that it takes."""
+    has_assets = config.method == "redream"
+    is_warm_up = stage == "warm_up"
+    begin = config.warm_up_steps if has_assets and not is_warm_up else 0
+    end = config.warm_up_steps if is_warm_up else config.num_steps
+    settings: dict[str, Any] = asdict(config)
+    # What an earlier stage did is in the inputs' content: the warm-up's state, or whether there is an adapter.
+    unused = {"num_steps", "warm_up_steps", "use_adapter"}
+    unused |= {"guidance_scale", *OF_VARIATIONAL} if config.method == "sds" else {"sds_guidance_scale"}
+    unused |= set(OF_LEARNED_BACKGROUND) if config.background == "grey" else {"background_grey"}
+    if not is_warm_up:
+        unused |= {"use_initialisation", *OF_INITIALISATION}
+    elif config.use_initialisation:
+        unused |= {"occupancy_every"}  # the asset's hull stays for the whole of the warm-up
+    else:
+        unused |= set(OF_INITIALISATION)
+    if not has_assets or config.delta_every == 0:
+        unused |= {"delta_every", "delta_weight"}
+    if not any(config.lambda_opacity_entropy(step) > 0 for step in range(begin, end)):
+        unused |= {"lambda_opacity_entropy"}
+    for change, later in (("anneal_from_step", "annealed_max_t"), ("high_resolution_from_step", "high_resolution")):
+        settings[change] = max(begin, settings[change])
+        unused |= {change, later} if settings[change] >= end else set()
+    if settings["high_resolution_from_step"] == begin:
+        unused |= {"low_resolution"}
+    return {"until_step": end, **{name: value for name, value in settings.items() if name not in unused}}
+
+
+def _key(stage: str, run: Run, config: RunConfig, distill: dict[str, Any], inputs: dict[str, str]) -> StageKey:
     settings = {
-        "distill": config.distill,
+        "distill": distill,
         "field": config.field,
         "camera": config.camera,
         "dtype": config.prior.dtype,

@@ -45,7 +45,7 @@ def evaluate(run: Run, particles: Output, config: RunConfig) -> Output:
     models = [*config.evaluation.clip_models, *config.evaluation.lpips_backbones, config.evaluation.judge]
     inputs |= {f"model_{i}": weights_digest(model) for i, model in enumerate(models)}  # names may be paths
     views = {name: value for name, value in asdict(config.evaluation).items() if name not in MODEL_SETTINGS}
-    settings = {"evaluation": views, "prompt": run.prompt}
+    settings = {"evaluation": views, "field": config.field, "prompt": run.prompt}
 
     def produce(work: Work) -> dict[str, object]:
         from redream.cameras import camera_angles

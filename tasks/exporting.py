@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from redream.page import PageContent, PageCurve, PageMetric, PageSamples
 
 STAGE_VERSION = 1
+DELIVERED = ("page.html", "turntable.mp4", "mesh.glb")  # into the run's own folder
 ASSET_VIEWS = 60  # of each asset's turntable
 NO_CURVES = ("step", "t", "particle")  # drawn at random in every step
 MINI_NOTE = (
@@ -111,12 +113,14 @@ def export(run: Run, made_of: Inputs, config: RunConfig) -> Output:
 
 def deliver(run: Run, made_of: Inputs, exported: Output) -> Made:
     """Copy what a person opens into the run's folder and close the run's record with its figures."""
-    names = ("page.html", "turntable.mp4", "mesh.glb")
-    for name in names:
-        shutil.copyfile(exported.path(name), run.folder / name)
+    for name in DELIVERED:
+        aside = run.folder / f".{name}"
+        shutil.copyfile(exported.path(name), aside)
+        os.replace(aside, run.folder / name)
     neighbors = _neighbors(made_of)
-    record = record_result(run, made_of.report.metrics, {"neighbors": neighbors}, [run.folder / name for name in names])
-    page, turntable, mesh = (str(run.folder / name) for name in names)
+    files = [run.folder / name for name in DELIVERED]
+    record = record_result(run, made_of.report.metrics, {"neighbors": neighbors}, files)
+    page, turntable, mesh = (str(file) for file in files)
     return Made(
         run_id=run.run_id,
         prompt=run.prompt,

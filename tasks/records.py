@@ -11,7 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from tasks.store import Output, read_output
+
+ALIVE_LOCK = ".alive.lock"
+UNFINISHED = ("failed", "stopped", "crashed")
 
 
 def read_run(out: Path, run_id: str) -> dict[str, Any]:
@@ -21,12 +26,29 @@ def read_run(out: Path, run_id: str) -> dict[str, Any]:
         ValueError: there is no such run, or its record is unreadable.
     """
     path = run_folder(out, run_id) / "run.json"
-    if not path.is_file():
+    if run_id != path.parent.name or not path.is_file():  # a name, no path that leads elsewhere
         raise ValueError(f"no run {run_id!r} in {out}; `redream runs --out {out}` lists them")
     try:
-        return json.loads(path.read_text())
+        record = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is damaged ({error})") from error
+    if record["state"] == "running" and not is_alive(path.parent):
+        record["state"] = "crashed"
+        for entry in record["stages"].values():
+            if entry["state"] in ("running", "waiting"):
+                entry["state"] = "crashed"
+    return {**record, "folder": str(path.parent)}
+
+
+def is_alive(folder: Path) -> bool:
+    """Tell whether the process of a run still lives, by the lock that dies with it."""
+    if not (folder / ALIVE_LOCK).is_file():
+        return False
+    try:
+        with FileLock(folder / ALIVE_LOCK, timeout=0):
+            return False
+    except (Timeout, OSError):  # held; or in a folder that cannot be written, where nobody can tell
+        return True
 
 
 def finished_stage(out: Path, record: Mapping[str, Any], stage: str) -> Output:

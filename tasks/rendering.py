@@ -31,7 +31,9 @@ STAGE_VERSION = 1
 def render(run: Run, retrieval: Output, orientation: Output, config: RenderConfig, cameras: CameraConfig) -> Output:
     """Render the retrieved assets from cameras drawn uniformly in azimuth."""
     inputs = {"retrieval": retrieval.digest, "orientation": orientation.digest}
-    settings = {"render": config, "camera": cameras, "seed": run.seed}
+    # Where a view begins to be called front or overhead decides no camera.
+    ranges = {name: getattr(cameras, name) for name in ("camera_distance", "fovy_deg", "elevation_deg")}
+    settings = {"render": config, "camera": ranges, "seed": run.seed}
 
     def produce(work: Work) -> dict[str, object]:
         import torch

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import re
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ from filelock import FileLock
 from prefect.runtime import flow_run
 
 from redream.config import RunConfig, flatten
-from tasks.records import run_folder
-from tasks.store import Output, Store, write_json
+from tasks.records import ALIVE_LOCK, list_runs, run_folder
+from tasks.store import Output, StageKey, Store, write_json
 from tasks.tracking import Tracker, Tracking, default_tracking_uri, open_tracking
 
 
@@ -41,6 +42,7 @@ class Run:
     tracking: Tracking
     mlflow_run_id: str
     prefect_tags: dict[str, str]
+    salts: dict[str, str] = field(default_factory=dict)  # by stage: what must be made anew
 
     @property
     def folder(self) -> Path:
@@ -51,25 +53,49 @@ class Run:
         return Store(Path(self.out) / "store")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Repeats:
+    """Which run is repeated, and a salt for each stage that is made anew although its output may be there."""
+
+    run_id: str
+    mlflow_run_id: str
+    salts: dict[str, str]
+
+
 @contextmanager
 def open_run(
-    name: str, prompt: str, seed: int, config: RunConfig, request: Mapping[str, Any], out: Path
+    name: str,
+    prompt: str,
+    seed: int,
+    config: RunConfig | None,
+    request: Mapping[str, Any],
+    out: Path,
+    repeats: Repeats | None = None,
+    batch: str = "",
 ) -> Iterator[Run]:
     """Record a run from its first moment to its end, however it ends.
 
     Args:
         name: the flow's name.
         request: the parameters of the flow, as JSON.
+        config: none for a flow of flows.
+        repeats: the run that this one repeats in part.
+        batch: the run of the batch that this one belongs to.
     """
     started = datetime.now(UTC)
     run_id = new_run_id(prompt, started, request)
     run_folder(out, run_id).mkdir(parents=True)
-    tracking = open_tracking(default_tracking_uri(out), out / "mlartifacts")
+    tracking = open_tracking(default_tracking_uri(out), out)
     prefect_tags = _prefect_tags()
-    tags = {"redream.run_id": run_id, "redream.flow": name, "redream.prompt": prompt, **prefect_tags}
-    tracker = Tracker.start(tracking, prompt[:80], tags, note=_note(prompt, run_id, prefect_tags))
-    tracker.log_params({**request, **flatten(config)})
-    tracker.log_text(json.dumps(asdict(config), indent=1), "config.json")
+    tags = {"redream.run_id": run_id, "redream.flow": name, "redream.prompt": prompt, "redream.batch": batch}
+    tags |= prefect_tags
+    if repeats is not None:
+        tags |= {"redream.rerun_of": repeats.run_id, "redream.rerun_of_mlflow_run": repeats.mlflow_run_id}
+    tracker = Tracker.start(tracking, prompt[:80], tags, note=_note(prompt, run_id, tags))
+    settings = flatten(config) if config is not None else {}
+    tracker.log_params({**request, **settings})
+    if config is not None:
+        tracker.log_text(json.dumps(asdict(config), indent=1), "config.json")
     run = Run(
         run_id=run_id,
         out=str(out),
@@ -78,7 +104,10 @@ def open_run(
         tracking=tracking,
         mlflow_run_id=tracker.run_id,
         prefect_tags=prefect_tags,
+        salts=dict(repeats.salts) if repeats is not None else {},
     )
+    alive = FileLock(run.folder / ALIVE_LOCK)  # dies with this process, by which others know a crashed run
+    alive.acquire()
     write_json(
         run.folder / "run.json",
         {
@@ -89,9 +118,13 @@ def open_run(
             "request": dict(request),
             "started": started.isoformat(timespec="seconds"),
             "machine": platform.platform(),
-            "mlflow": {"uri": tracking.uri, "experiment_id": tracking.experiment_id, "run_id": tracker.run_id},
+            "process": {"host": platform.node(), "pid": os.getpid()},
+            "mlflow": {"uri": tracking.uri, "run_id": tracker.run_id},
             "prefect": prefect_tags,
-            "settings": flatten(config),
+            "rerun_of": repeats.run_id if repeats is not None else "",
+            "salts": run.salts,
+            "batch": batch,
+            "settings": settings,
             "stages": {},
             "metrics": {},
         },
@@ -109,26 +142,32 @@ def open_run(
             error=f"{type(error).__name__}: {error}",
         )
         raise
-    _finish(run, tracker, "finished", "FINISHED")
+    else:
+        _finish(run, tracker, "finished", "FINISHED")
+    finally:
+        alive.release()
 
 
-def record_stage(run: Run, output: Output, is_cached: bool) -> None:
-    """Note a finished stage in `run.json`, with its figures in the run's own MLflow run as well."""
+def record_start(run: Run, key: StageKey, state: str = "running") -> None:
+    """Note that a stage is `running`, or `waiting` for something that others hold."""
+    _update(run, lambda record: record["stages"].update({key.stage: {"state": state, **_begun(key)}}))
+
+
+def record_stage(run: Run, key: StageKey, output: Output, is_cached: bool) -> None:
+    """Note a finished stage in `run.json`; its seconds are those of the attempt that made it."""
     entry = {
         "state": "cached" if is_cached else "computed",
-        "key": output.key,
         "digest": output.digest,
         "folder": str(Path(output.folder).relative_to(run.out)),
         "seconds": output.seconds,
         "mlflow_run_id": output.mlflow_run_id,
     }
-    _update(run, lambda record: record["stages"].update({output.stage: entry}))
+    _end(run, key, entry)
 
 
-def record_failure(run: Run, stage: str, key: str, error: BaseException) -> None:
+def record_failure(run: Run, key: StageKey, error: BaseException) -> None:
     state = "failed" if isinstance(error, Exception) else "stopped"
-    entry = {"state": state, "key": key, "error": f"{type(error).__name__}: {error}"}
-    _update(run, lambda record: record["stages"].update({stage: entry}))
+    _end(run, key, {"state": state, "error": f"{type(error).__name__}: {error}"})
 
 
 def record_result(
@@ -141,6 +180,19 @@ def record_result(
     return _update(run, lambda record: record.update(metrics=dict(metrics), found=dict(found)))
 
 
+def settle_crashed(out: Path) -> list[str]:
+    """Write down that runs have crashed whose process died, close them in MLflow, and return their ids."""
+    settled = []
+    for record in list_runs(out):
+        path = run_folder(out, record["run_id"]) / "run.json"
+        if record["state"] == "crashed" and json.loads(path.read_text())["state"] == "running":
+            write_json(path, {name: value for name, value in record.items() if name != "folder"})
+            tracking = open_tracking(record["mlflow"]["uri"], out)
+            Tracker(tracking, record["mlflow"]["run_id"]).close_crashed()
+            settled.append(record["run_id"])
+    return settled
+
+
 def new_run_id(prompt: str, started: datetime, request: Mapping[str, Any]) -> str:
     """Name a run by its time and prompt, so that a listing reads; the suffix tells runs of one second apart."""
     words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].strip("-")
@@ -150,6 +202,22 @@ def new_run_id(prompt: str, started: datetime, request: Mapping[str, Any]) -> st
     return "-".join(filter(None, [started.strftime("%Y%m%d-%H%M%S"), words, suffix]))
 
 
+def _end(run: Run, key: StageKey, entry: Mapping[str, Any]) -> None:
+    def change(record: dict[str, Any]) -> None:
+        begun = record["stages"].get(key.stage) or _begun(key)
+        record["stages"][key.stage] = {**begun, **entry, "ended": _now()}
+
+    _update(run, change)
+
+
+def _begun(key: StageKey) -> dict[str, Any]:
+    return {"key": key.digest, "version": key.identity["version"], "started": _now()}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
 def _finish(run: Run, tracker: Tracker, state: str, status: str, error: str = "") -> None:
     ended = datetime.now(UTC).isoformat(timespec="seconds")
     record = _update(run, lambda record: record.update(state=state, ended=ended, **({"error": error} if error else {})))
@@ -157,11 +225,15 @@ def _finish(run: Run, tracker: Tracker, state: str, status: str, error: str = ""
         {
             "redream.state": state,
             "redream.error": error,
-            "mlflow.note.content": _note(run.prompt, run.run_id, run.prefect_tags, record["stages"]),
+            "mlflow.note.content": _note(
+                run.prompt, run.run_id, {**run.prefect_tags, "redream.rerun_of": record["rerun_of"]}, record["stages"]
+            ),
         }
     )
     tracker.log_artifacts([run.folder / "run.json"])
     tracker.finish(status)
+    tracker.drain()
+    _update(run, lambda record: record["mlflow"].update(run_id=tracker.run_id))  # it may have been a local one
 
 
 def _update(run: Run, change: Any) -> dict[str, Any]:
@@ -181,11 +253,18 @@ def _prefect_tags() -> dict[str, str]:
     return {name: str(value) for name, value in tags.items() if value}
 
 
-def _note(prompt: str, run_id: str, prefect_tags: Mapping[str, str], stages: Mapping[str, Any] | None = None) -> str:
-    lines = [f"**{prompt}**", "", f"Run `{run_id}`."]
-    if url := prefect_tags.get("prefect.flow_run_url"):
-        lines.append(f"Prefect: [{prefect_tags.get('prefect.flow_run_name', 'flow run')}]({url}).")
+def _note(prompt: str, run_id: str, tags: Mapping[str, str], stages: Mapping[str, Any] | None = None) -> str:
+    lines = [f"**{_as_text(prompt)}**", "", f"Run `{run_id}`."]
+    if parent := tags.get("redream.rerun_of"):
+        lines.append(f"Repeats `{parent}` in part.")
+    if url := tags.get("prefect.flow_run_url"):
+        lines.append(f"Prefect: [{_as_text(tags.get('prefect.flow_run_name', 'flow run'))}]({url}).")
     if stages:
         lines += ["", "| stage | state | seconds |", "|---|---|---|"]
         lines += [f"| {name} | {entry['state']} | {entry.get('seconds', '')} |" for name, entry in stages.items()]
     return "\n".join(lines)
+
+
+def _as_text(text: str) -> str:
+    """Escape what Markdown would read as markup: prompts come from strangers."""
+    return re.sub(r"([\\`*_{}\[\]()<>#+.!|&~-])", r"\\\1", text)

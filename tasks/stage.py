@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
@@ -24,8 +25,9 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed
 
 from tasks.progress import duration, raise_if_stopped, say, track
-from tasks.runs import Run, record_failure, record_stage
-from tasks.store import Output, StageKey
+from tasks.runs import Run, record_failure, record_stage, record_start
+from tasks.slots import asked_slots, gpu_slot
+from tasks.store import Output, StageKey, salted
 from tasks.tracking import Tracker
 
 RETRIES = 2
@@ -77,8 +79,10 @@ class Work:
         earlier = _read_steps(path, before=first.step if first is not None else sys.maxsize)
         for entry in earlier:
             self.log_figures({name: value for name, value in entry.items() if name != "step"}, entry["step"])
-        with open(path, "w") as file:
-            file.writelines(json.dumps(entry) + "\n" for entry in earlier)
+        aside = path.with_suffix(".part")
+        aside.write_text("".join(json.dumps(entry) + "\n" for entry in earlier))
+        os.replace(aside, path)
+        with open(path, "a") as file:
             for step in track(_chain(first, remaining), self.stage, total, len(earlier)):
                 entry = {name: value for name, value in figures(step).items() if value is not None}
                 file.write(json.dumps({"step": step.step, **entry}) + "\n")
@@ -92,25 +96,33 @@ class Work:
 
 
 def run_stage(
-    run: Run, key: StageKey, settings: Mapping[str, Any], produce: Callable[[Work], Mapping[str, Any]]
+    run: Run,
+    key: StageKey,
+    settings: Mapping[str, Any],
+    produce: Callable[[Work], Mapping[str, Any]],
+    trains: bool = False,
 ) -> Output:
     """Return a stage's output from the store, or let `produce` make it.
 
     Args:
         settings: parameters of the nested MLflow run, flat.
         produce: writes files into `work.folder` and returns what it found as JSON.
+        trains: it needs one of the machine's GPUs, which it waits for.
 
     Returns:
         The output; where it was found in the store, in a Prefect state that says so; a future's `result()` unwraps it.
     """
     raise_if_stopped()
+    if key.stage in run.salts:
+        key = salted(key, run.salts[key.stage])
     found = run.store.find(key)
     if found is None:
         with run.store.lock(key, on_wait=raise_if_stopped):
             found = run.store.find(key)  # another run may have made it meanwhile
             if found is None:
-                return _compute(run, key, settings, produce)
-    _track_cached(run, found)
+                with _training_slot(run, key) if trains else nullcontext():
+                    return _compute(run, key, settings, produce)
+    _track_cached(run, key, found)
     say(f"{key.stage}: reused")
     return cast(Output, Completed(name="Cached", message=f"{key.stage} {key.digest}", data=found))
 
@@ -137,6 +149,13 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def default_slots() -> int:
+    """Return how many trainings this machine takes at a time: one per GPU, or without any, one per two cores."""
+    import torch
+
+    return torch.cuda.device_count() or max(1, num_cores() // 2)
+
+
 def share_cores(num_stages: int) -> None:
     """Let this thread's stage use its share of the cores: threads beyond them would wait on each other, spinning."""
     import torch
@@ -151,12 +170,34 @@ def primed(items: Iterator[Item]) -> Iterator[Item]:
     return itertools.chain([first], items)
 
 
+@contextmanager
+def _training_slot(run: Run, key: StageKey) -> Iterator[None]:
+    """Wait for one of the machine's GPUs and let this thread use it."""
+    import torch
+
+    has_waited = False
+
+    def wait() -> None:
+        nonlocal has_waited
+        raise_if_stopped()
+        if not has_waited:
+            record_start(run, key, "waiting")
+            say(f"{key.stage}: waiting for other runs to leave a GPU")
+            has_waited = True
+
+    with gpu_slot(Path(run.out), asked_slots() or default_slots(), wait) as number:
+        if torch.cuda.is_available():
+            torch.cuda.set_device(number % torch.cuda.device_count())
+        yield
+
+
 def _compute(
     run: Run, key: StageKey, settings: Mapping[str, Any], produce: Callable[[Work], Mapping[str, Any]]
 ) -> Output:
     tags = {"redream.run_id": run.run_id, "redream.stage": key.stage, "redream.key": key.digest, **run.prefect_tags}
     tracker = Tracker.start(run.tracking, key.stage, tags, parent=run.mlflow_run_id)
     tracker.log_params(settings)
+    record_start(run, key)
     started = time.monotonic()
     try:
         folder, checkpoint = run.store.begin(key)
@@ -168,16 +209,16 @@ def _compute(
     except BaseException as error:
         tracker.set_tags({"redream.error": f"{type(error).__name__}: {error}"[:4000]})
         tracker.finish("FAILED" if isinstance(error, Exception) else "KILLED")
-        record_failure(run, key.stage, key.digest, error)
+        record_failure(run, key, error)
         raise
     tracker.log_final({f"{key.stage}/seconds": seconds, **_prefixed(key.stage, work.metrics)})
     tracker.finish()
-    record_stage(run, output, is_cached=False)
+    record_stage(run, key, output, is_cached=False)
     say(f"{key.stage}: {duration(seconds)}")
     return output
 
 
-def _track_cached(run: Run, output: Output) -> None:
+def _track_cached(run: Run, key: StageKey, output: Output) -> None:
     """Leave a nested run that says where the output came from, with its final figures."""
     tags = {
         "redream.run_id": run.run_id,
@@ -191,7 +232,7 @@ def _track_cached(run: Run, output: Output) -> None:
     tracker = Tracker.start(run.tracking, f"{output.stage} (cached)", tags, note=note, parent=run.mlflow_run_id)
     tracker.log_final(_prefixed(output.stage, output.metrics))
     tracker.finish()
-    record_stage(run, output, is_cached=True)
+    record_stage(run, key, output, is_cached=True)
 
 
 def _prefixed(stage: str, metrics: Mapping[str, float]) -> dict[str, float]:

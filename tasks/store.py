@@ -72,6 +72,12 @@ def stage_key(stage: str, stage_version: int, settings: Mapping[str, Any], input
     return StageKey(stage=stage, digest=_hash_json(identity), identity=identity)
 
 
+def salted(key: StageKey, salt: str) -> StageKey:
+    """Return another key for the same work: how a stage is made again although its output is there."""
+    identity = {**key.identity, "salt": salt}
+    return StageKey(stage=key.stage, digest=_hash_json(identity), identity=identity)
+
+
 def file_digest(path: Path | str) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -167,7 +173,7 @@ def read_output(folder: Path | str) -> Output | None:
             return None
         names = ("stage", "key", "digest", "result", "metrics", "mlflow_run_id", "seconds")
         return Output(folder=str(folder), **{name: manifest[name] for name in names})
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, KeyError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

@@ -3,16 +3,22 @@
 One parent run per prompt, one nested run per stage and attempt. By default MLflow writes to SQLite beside the runs, so
 that no server is needed; `MLFLOW_TRACKING_URI` names another. Nothing is pickled, nothing phones home.
 
-What a stage sends while it works may get lost when a tracking server goes away; the stage does not. Its records are in
-the store and in `run.json`, which are the authority.
+Whatever a stage logs goes into an outbox on disk (`tasks.spool`), from where one thread per process delivers it in
+order. So a server that is dead or hangs delays nobody but that thread: a stage waits `START_PATIENCE` for the id of its
+run and `FINISH_PATIENCE` for its last figures, and not even that once the server is known to be away. What could not be
+delivered is delivered by the next command that tracks anything, or by `redream sync`. A run that MLflow does not know
+yet is called by a local id, which its tag `redream.local_id` keeps.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import tempfile
+import threading
 import time
-from collections.abc import Iterable, Mapping
+import uuid
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,18 +26,27 @@ from typing import Any
 # Read by mlflow when it is imported and when it first connects: hence here, above the import.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # a hung server would hold a step for 20 minutes
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # the outbox tries again, and knows since when
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 import numpy as np
-from mlflow.entities import Metric, Param, RunStatus
+from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from PIL import Image
+
+from tasks.spool import Outbox, attachment, leftovers, read_event, remove
 
 EXPERIMENT = "redream"
 PARAMS_PER_CALL, METRICS_PER_CALL = 100, 1000  # limits of MLflow's API
 MAX_PARAM_CHARS = 6000
 FLUSH_EVERY_SECONDS = 5.0
+START_PATIENCE, FINISH_PATIENCE, END_PATIENCE = 2.0, 2.0, 5.0  # seconds without an answer: a stage's, a run's
+LOCAL_PATIENCE = 120.0  # a database in a file may be slow, but is never away
+MAX_PAUSE = 30.0  # seconds between attempts
+LOCAL = "local:"
+# What no later attempt can mend, such as a run that somebody deleted.
+FINAL_ERRORS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST")
 
 logger = logging.getLogger(__name__)
 # Its chatter about tables that it creates is none of the user's business.
@@ -41,67 +56,78 @@ logging.getLogger("alembic").setLevel(logging.WARNING)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tracking:
-    """Where MLflow keeps runs: a record, for tasks to open trackers by."""
+    """Where MLflow keeps runs, and where what waits for it lies: a record, for tasks to open trackers by."""
 
     uri: str
-    experiment_id: str
+    artifacts: str  # of a local database; a server has its own place
+    spool: str
+
+    @property
+    def is_local(self) -> bool:
+        return not self.uri.startswith(("http:", "https:"))
 
 
 def default_tracking_uri(out: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(out / 'mlflow.db').absolute()}"
 
 
-def open_tracking(uri: str, artifacts: Path) -> Tracking:
-    """Find or create the project's experiment; the first time, this creates the database.
+def open_tracking(uri: str, out: Path) -> Tracking:
+    """Return where to track; a local database is created the first time, a server is not asked."""
+    tracking = Tracking(uri=uri, artifacts=str((out / "mlartifacts").absolute()), spool=str((out / "spool").absolute()))
+    if tracking.is_local:
+        experiment_id(tracking)
+    return tracking
 
-    Args:
-        artifacts: folder of the artifacts where MLflow is a local database; a server has its own.
-    """
-    client = MlflowClient(uri)
+
+def experiment_id(tracking: Tracking) -> str:
+    """Find or create the project's experiment."""
+    client = MlflowClient(tracking.uri)
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is not None:
-        return Tracking(uri=uri, experiment_id=experiment.experiment_id)
-    location = artifacts.absolute().as_uri() if uri.startswith("sqlite:") else None
+        return experiment.experiment_id
+    location = Path(tracking.artifacts).as_uri() if tracking.uri.startswith("sqlite:") else None
     try:
-        return Tracking(uri=uri, experiment_id=client.create_experiment(EXPERIMENT, artifact_location=location))
+        return client.create_experiment(EXPERIMENT, artifact_location=location)
     except MlflowException:  # another process was faster
         experiment = client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
             raise
-        return Tracking(uri=uri, experiment_id=experiment.experiment_id)
+        return experiment.experiment_id
 
 
 class Tracker:
-    """One MLflow run. A call that fails is reported once, and the run is then left alone."""
+    """One MLflow run."""
 
     def __init__(self, tracking: Tracking, run_id: str) -> None:
-        self.tracking = tracking
-        self.run_id = run_id
-        self._client = MlflowClient(tracking.uri)
-        self._pending: list[Metric] = []
+        self._courier = _courier_for(tracking)
+        self._named = run_id
+        self._pending: list[list[Any]] = []  # name, value, timestamp, step
         self._flushed = time.monotonic()
-        self._is_lost = False
 
     @classmethod
     def start(cls, tracking: Tracking, name: str, tags: Mapping[str, str], note: str = "", parent: str = "") -> Tracker:
         """Create a run, nested in `parent` if given; `note` is Markdown."""
-        tags = {key: str(value) for key, value in tags.items() if value}
+        local_id = LOCAL + uuid.uuid4().hex
+        tags = {key: str(value) for key, value in tags.items() if value} | {"redream.local_id": local_id}
         if note:
             tags["mlflow.note.content"] = note
-        if parent:
-            tags["mlflow.parentRunId"] = parent
-        run = MlflowClient(tracking.uri).create_run(tracking.experiment_id, tags=tags, run_name=name)
-        return cls(tracking, run.info.run_id)
+        tracker = cls(tracking, local_id)
+        tracker._send("create", name=name, tags=tags, parent=parent)
+        tracker._courier.wait_for(local_id)
+        return tracker
+
+    @property
+    def run_id(self) -> str:
+        """MLflow's id of the run, or the local one as long as MLflow does not know the run."""
+        return self._courier.ids.get(self._named, self._named)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        entries = [Param(name, str(value)[:MAX_PARAM_CHARS]) for name, value in params.items()]
-        for start in range(0, len(entries), PARAMS_PER_CALL):
-            self._send("log_batch", params=entries[start : start + PARAMS_PER_CALL])
+        self._send("params", params={name: str(value)[:MAX_PARAM_CHARS] for name, value in params.items()})
 
     def log_metrics(self, metrics: Mapping[str, float | None], step: int = 0) -> None:
         """Queue figures; they are sent in batches, at the latest by `finish`."""
         now = int(time.time() * 1000)
-        self._pending += [Metric(name, float(value), now, step) for name, value in metrics.items() if value is not None]
+        self._pending += [[name, float(value), now, step] for name, value in metrics.items() if value is not None]
         if time.monotonic() - self._flushed >= FLUSH_EVERY_SECONDS or len(self._pending) >= METRICS_PER_CALL:
             self.flush()
 
@@ -112,44 +138,233 @@ class Tracker:
 
     def flush(self) -> None:
         pending, self._pending, self._flushed = self._pending, [], time.monotonic()
-        for start in range(0, len(pending), METRICS_PER_CALL):
-            self._send("log_batch", metrics=pending[start : start + METRICS_PER_CALL])
+        if pending:
+            self._send("metrics", metrics=pending)
 
     def log_image(self, rgb: np.ndarray, key: str, step: int = 0) -> None:
         """Log an image of uint8 [H W 3], shown with a slider over steps."""
-        self._send("log_image", rgb, key=key, step=step)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "image.png")
+            Image.fromarray(rgb).save(path)
+            self._send("image", path, key=key, step=step)
 
     def log_text(self, text: str, name: str) -> None:
-        self._send("log_text", text, name)
+        self._send("text", text=text, name=name)
 
     def log_artifacts(self, paths: Iterable[Path], folder: str | None = None) -> None:
         """Copy files and folders; a folder keeps its name."""
         for path in paths:
-            if path.is_dir():
-                self._send("log_artifacts", str(path), f"{folder}/{path.name}" if folder else path.name)
-            else:
-                self._send("log_artifact", str(path), folder)
+            self._send("artifact", path, folder=f"{folder or ''}/{path.name}".strip("/") if path.is_dir() else folder)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        for name, value in tags.items():
-            if value:
-                self._send("set_tag", name, value)
+        self._send("tags", tags={name: str(value) for name, value in tags.items() if value})
 
     def finish(self, status: str = "FINISHED") -> None:
         """Send what is queued and close the run as FINISHED, FAILED or KILLED."""
         self.flush()
-        self._send("set_terminated", RunStatus.to_string(RunStatus.from_string(status)))
+        self._send("end", status=status)
+        self._courier.drain(FINISH_PATIENCE)
 
-    def _send(self, method: str, *args: Any, **kwargs: Any) -> None:
-        if self._is_lost:
-            return
+    def close_crashed(self) -> None:
+        """Close the run of a process that died, and those nested in it, as KILLED where they are still open."""
+        self._send("kill")
+
+    def drain(self) -> None:
+        """Wait for all that is under way, as a command does before it ends."""
+        self._courier.drain(END_PATIENCE, is_last=True)
+
+    def _send(self, kind: str, attached: Path | None = None, **content: Any) -> None:
+        event = {"kind": kind, "run": self._named, "time": int(time.time() * 1000), **content}
+        self._courier.put(event, attached)
+
+
+def deliver_leftovers(tracking: Tracking) -> tuple[int, int]:
+    """Deliver what earlier processes could not; returns how many events were delivered and how many still wait."""
+    delivered = _Courier(tracking).deliver_leftovers()
+    return delivered, len(list(Path(tracking.spool).glob("*-*/*.json")))
+
+
+def drain() -> None:
+    """Wait for all that this process sends."""
+    for courier in list(_couriers.values()):
+        courier.drain(END_PATIENCE, is_last=True)
+
+
+class _Courier:
+    """The thread that delivers, and what it knows of the server."""
+
+    def __init__(self, tracking: Tracking) -> None:
+        self.tracking = tracking
+        self.ids: dict[str, str] = {}  # MLflow's ids by local ones
+        self._client = MlflowClient(tracking.uri)
+        self._experiment = ""
+        self._outbox = Outbox(Path(tracking.spool))
+        self._news = threading.Condition()
+        self._is_away = False  # as far as is known
+        self._is_slow = False  # nobody waits for it twice
+        self._has_lost = False
+
+    def start(self) -> _Courier:
+        threading.Thread(target=self._work, name="mlflow", daemon=True).start()
+        return self
+
+    def put(self, event: Mapping[str, Any], attached: Path | None) -> None:
         try:
-            getattr(self._client, method)(self.run_id, *args, **kwargs)
-        except (MlflowException, OSError) as error:
-            self._is_lost = True
-            logger.warning(
-                "MLflow at %s does not answer; nothing more is sent to run %s (%s)",
-                self.tracking.uri,
-                self.run_id,
-                str(error).splitlines()[0],
-            )
+            self._outbox.put(event, attached)
+        except OSError as error:  # a full disk will end the stage soon enough, by itself
+            if not self._has_lost:
+                logger.warning("cannot write to %s (%s); figures get lost", self.tracking.spool, error.strerror)
+            self._has_lost = True
+
+    def wait_for(self, local_id: str) -> None:
+        """Wait a moment for MLflow's id of a run."""
+        self._wait(lambda: local_id in self.ids, START_PATIENCE)
+
+    def drain(self, patience: float, is_last: bool = False) -> None:
+        """Wait until everything is delivered, or nothing was for a while, or the server is away."""
+        if is_last:
+            self._is_slow = False
+        self._wait(lambda: self._outbox.num_waiting == 0, patience)
+
+    def _wait(self, is_done: Callable[[], bool], patience: float) -> None:
+        patience = LOCAL_PATIENCE if self.tracking.is_local else patience
+        with self._news:
+            while not (is_done() or self._is_away or self._is_slow or self._has_lost):
+                if not self._news.wait(patience):  # no answer at all in that time
+                    self._is_slow = True
+
+    def deliver_leftovers(self) -> int:
+        """Deliver what dead processes left, as far as the server answers; returns how many events that was."""
+        num_delivered = 0
+        for path in leftovers(Path(self.tracking.spool)):
+            try:
+                self.deliver(path)
+            except Exception as error:
+                logger.warning("MLflow at %s does not answer (%s)", self.tracking.uri, _first_line(error))
+                break
+            remove(path)
+            num_delivered += 1
+            self._progress()
+        return num_delivered
+
+    def _work(self) -> None:
+        pause, has_looked_back = 1.0, False
+        while True:
+            path = self._outbox.first()
+            try:
+                self.deliver(path)
+            except Exception as error:
+                with self._news:
+                    if not self._is_away:
+                        where = self.tracking.uri
+                        logger.warning("MLflow at %s is away (%s); figures wait on disk", where, _first_line(error))
+                    self._is_away = True
+                    self._news.notify_all()
+                time.sleep(pause)
+                pause = min(2 * pause, MAX_PAUSE)
+                continue
+            pause = 1.0
+            self._outbox.done(path)
+            self._progress()
+            if not has_looked_back and self._outbox.num_waiting == 0:
+                self.deliver_leftovers()
+                has_looked_back = True
+
+    def _progress(self) -> None:
+        with self._news:
+            self._is_away = self._is_slow = False
+            self._news.notify_all()
+
+    def deliver(self, path: Path) -> None:
+        """Deliver one event; one that can never be is dropped with a warning."""
+        try:
+            event = read_event(path)
+            self._deliver(path, event)
+        except MlflowException as error:
+            if error.error_code not in FINAL_ERRORS:
+                raise
+            logger.warning("MLflow refused to log: %s", _first_line(error))
+        except (KeyError, ValueError, FileNotFoundError) as error:  # half an event, or one without its file
+            logger.warning("%s could not be sent to MLflow (%s)", path, _first_line(error))
+
+    def _deliver(self, path: Path, event: Mapping[str, Any]) -> None:
+        client, kind = self._client, event["kind"]
+        if kind == "create":
+            self._create(event)
+            return
+        run_id = self._known(event["run"])
+        if kind == "metrics":
+            metrics = [Metric(*entry) for entry in event["metrics"]]
+            for start in range(0, len(metrics), METRICS_PER_CALL):
+                client.log_batch(run_id, metrics=metrics[start : start + METRICS_PER_CALL])
+        elif kind == "params":
+            params = [Param(name, value) for name, value in event["params"].items()]
+            for start in range(0, len(params), PARAMS_PER_CALL):
+                client.log_batch(run_id, params=params[start : start + PARAMS_PER_CALL])
+        elif kind == "tags":
+            client.log_batch(run_id, tags=[RunTag(name, value) for name, value in event["tags"].items()])
+        elif kind == "image":
+            with Image.open(attachment(path, event)) as image:
+                client.log_image(run_id, np.asarray(image), key=event["key"], step=event["step"])
+        elif kind == "text":
+            client.log_text(run_id, event["text"], event["name"])
+        elif kind == "artifact":
+            file = attachment(path, event)
+            log = client.log_artifacts if file.is_dir() else client.log_artifact
+            log(run_id, str(file), event["folder"])
+        elif kind == "end":
+            client.set_terminated(run_id, event["status"], event["time"])
+        elif kind == "kill":
+            self._kill(run_id, event["time"])
+
+    def _create(self, event: Mapping[str, Any]) -> None:
+        run_id = self._find(event["run"])  # the answer to an earlier attempt may have got lost
+        if not run_id:
+            tags = dict(event["tags"])
+            if event["parent"]:
+                tags["mlflow.parentRunId"] = self._known(event["parent"])
+            run = self._client.create_run(self._experiment_id(), event["time"], tags, event["name"])
+            run_id = run.info.run_id
+        self.ids[event["run"]] = run_id
+
+    def _known(self, run_id: str) -> str:
+        """Return MLflow's id of a run."""
+        if not run_id.startswith(LOCAL):
+            return run_id
+        if run_id not in self.ids:
+            found = self._find(run_id)
+            if not found:
+                raise ValueError(f"MLflow has no run {run_id}")
+            self.ids[run_id] = found
+        return self.ids[run_id]
+
+    def _find(self, local_id: str) -> str:
+        found = self._client.search_runs([self._experiment_id()], f"tags.`redream.local_id` = '{local_id}'", 1, 1)
+        return found[0].info.run_id if found else ""
+
+    def _kill(self, run_id: str, ended: int) -> None:
+        nested = self._client.search_runs([self._experiment_id()], f"tags.`mlflow.parentRunId` = '{run_id}'")
+        for run in [*nested, self._client.get_run(run_id)]:
+            if run.info.status == "RUNNING":
+                self._client.set_terminated(run.info.run_id, "KILLED", ended)
+
+    def _experiment_id(self) -> str:
+        if not self._experiment:
+            self._experiment = experiment_id(self.tracking)
+        return self._experiment
+
+
+_couriers: dict[Tracking, _Courier] = {}
+_couriers_guard = threading.Lock()
+
+
+def _courier_for(tracking: Tracking) -> _Courier:
+    """Return this process's courier: one, so that what it is given keeps its order."""
+    with _couriers_guard:
+        if tracking not in _couriers:
+            _couriers[tracking] = _Courier(tracking).start()
+        return _couriers[tracking]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]

@@ -49,5 +49,5 @@ def mlflow_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tasks.tracking import default_tracking_uri, open_tracking
 
     folder = tmp_path_factory.mktemp("mlflow")
-    open_tracking(default_tracking_uri(folder), folder / "mlartifacts")
+    open_tracking(default_tracking_uri(folder), folder)
     return folder

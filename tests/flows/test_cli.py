@@ -103,7 +103,7 @@ def test_runs_are_listed_as_they_are_recorded(
     (tmp_path / "runs" / record["run_id"]).mkdir(parents=True)
     (tmp_path / "runs" / record["run_id"] / "run.json").write_text(json.dumps(record))
     _, out, _ = redream(["runs", "--out", str(tmp_path), "--json"], capsys, monkeypatch)
-    assert json.loads(out) == [record]
+    assert json.loads(out) == [{**record, "folder": str(tmp_path / "runs" / record["run_id"])}]
     monkeypatch.setenv("COLUMNS", "200")
     _, out, _ = redream(["runs", "--out", str(tmp_path)], capsys, monkeypatch)
     assert "[red]a cube[/red]" in out

@@ -14,6 +14,8 @@ from mlflow.tracking import MlflowClient
 
 from flows.evaluate import evaluate_runs
 from flows.generate import generate
+from flows.plan import first_unfinished
+from flows.rerun import rerun
 from tasks.exporting import Made
 from tasks.records import list_runs, read_run
 from tasks.tracking import default_tracking_uri
@@ -108,6 +110,28 @@ def test_finished_run_can_be_measured_again(made: Made, world: World, out: Path)
     measured = evaluate_runs([made.run_id], {"evaluation.num_views": 4}, str(out))
     assert set(measured[made.run_id]["metrics"]) == set(made.metrics)
     assert measured[made.run_id]["reports"][0]["num_views"] == 4
+
+
+def test_rerun_from_a_stage_makes_it_and_its_dependents_anew(made: Made, out: Path, tracking_uri: str) -> None:
+    again = rerun(made.run_id, "evaluate", {}, str(out))
+    assert again.stages == {**dict.fromkeys(STAGES, "cached"), "evaluate": "computed", "export": "computed"}
+    assert again.metrics == made.metrics
+    tags = MlflowClient(tracking_uri).get_run(again.mlflow_run_id).data.tags
+    assert (tags["redream.rerun_of"], tags["redream.rerun_of_mlflow_run"]) == (made.run_id, made.mlflow_run_id)
+    once_more = rerun(made.run_id, "export", {"evaluation.num_views": 4}, str(out))
+    assert once_more.stages == {**dict.fromkeys(STAGES, "cached"), "evaluate": "computed", "export": "computed"}
+    assert read_run(out, once_more.run_id)["request"]["settings"]["evaluation.num_views"] == 4
+
+
+def test_rerun_of_a_failed_run_takes_up_where_it_failed(world: World, out: Path) -> None:
+    settings = {**world.settings, "export.density_threshold": 1e9}
+    with pytest.raises(ValueError, match="the field is empty"):
+        generate(PROMPT, preset="smoke", index=world.index, settings=settings, out=str(out))
+    failed = list_runs(out)[-1]
+    assert first_unfinished(failed) == "export"
+    mended = rerun(failed["run_id"], "", {"export.density_threshold": 1.0}, str(out))
+    assert mended.stages == dict.fromkeys(STAGES, "cached")
+    assert read_run(out, mended.run_id)["rerun_of"] == failed["run_id"]
 
 
 def test_result_is_json(made: Made) -> None:

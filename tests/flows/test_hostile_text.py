@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from flows import cli
+from flows import cli, tables
 from flows.request import checked_prompt
 from redream.page import PageContent, PageNeighbor, render_page
 from tasks.records import list_runs, read_run
@@ -95,7 +95,7 @@ def test_terminal_gets_no_commands_from_captions_and_records(
 ) -> None:
     neighbor = {"score": 0.5, "text_score": 0.5, "asset": {"asset_id": text, "caption": text, "license": text}}
     made = {"neighbors": [neighbor], "metrics": {}, "prompt": text, "page": "p", "turntable": "t", "mesh": "m"}
-    cli._print_made(made, "out")
+    tables.print_made(made, "out")
     assert not controls(capsys.readouterr().out)
 
 

@@ -56,7 +56,7 @@ def test_page_names_only_settings_that_the_code_or_the_servers_know() -> None:
 
 @pytest.mark.timeout(1800)
 def test_first_section_leads_from_serve_to_a_run_in_minutes(served: Served, world: World, tmp_path: Path) -> None:
-    sync, serve, doctor, export, run, runs = commands("1")
+    sync, serve, doctor, export, run, batch, runs = commands("1")
     assert sync == "uv sync --frozen"  # what `make test` runs first
     assert command(serve) == [sys.executable, "-m", "flows.cli", "serve"]  # as `served` was started
     environment = {**served.environment, **exports(export, {"4200": str(served.port)})}
@@ -65,8 +65,10 @@ def test_first_section_leads_from_serve_to_a_run_in_minutes(served: Served, worl
     assert '"worker"' in done.stdout, done.stderr
     small = ["--param", "preset=smoke", "--param", f"index={world.index}", "--param", "method=sds"]
     small += ["--params", json.dumps({"settings": world.settings})]
-    done = subprocess.run([*command(run), *small], env=environment, capture_output=True, text=True, timeout=PATIENCE)
-    assert done.returncode == 0, done.stdout + done.stderr
+    for line in (run, batch):
+        asked = [*command(line), *small]
+        done = subprocess.run(asked, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+        assert done.returncode == 0, done.stdout + done.stderr
     done = subprocess.run([*command(runs), *out], env=environment, capture_output=True, text=True)
     assert "a turquoise robot" in done.stdout
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,10 +13,10 @@ from mlflow.tracking import MlflowClient
 
 from redream.config import flatten, smoke
 from tasks.records import finished_stage, list_runs, read_run
-from tasks.runs import Run, open_run, record_result
+from tasks.runs import Run, open_run, record_result, settle_crashed
 from tasks.stage import run_stage
 from tasks.store import stage_key
-from tasks.tracking import default_tracking_uri
+from tasks.tracking import default_tracking_uri, drain
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +89,58 @@ def test_finished_stage_is_found_after_the_run_unless_it_was_deleted(tmp_path: P
         finished_stage(tmp_path, record, "distill")
     with pytest.raises(ValueError, match="no finished stage 'export'"):
         finished_stage(tmp_path, record, "export")
+
+
+def die_in_a_run(out: Path, uri: str) -> str:
+    """Open a run with a stage in another process, kill that in the middle of it, and return the run's id."""
+    code = f"""
+import os
+from pathlib import Path
+from redream.config import smoke
+from tasks.runs import open_run
+from tasks.stage import run_stage
+from tasks.store import stage_key
+with open_run("generate", "a red cube", 0, smoke(), {{"prompt": "a red cube"}}, Path({str(out)!r})) as run:
+    run_stage(run, stage_key("render", 1, {{}}, {{}}), {{}}, lambda work: {{"answer": 1}})
+    run_stage(run, stage_key("distill", 1, {{}}, {{}}), {{}}, lambda work: os.kill(os.getpid(), 9))
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "MLFLOW_TRACKING_URI": uri}, capture_output=True, check=False
+    )
+    assert ended.returncode == -9, ended.stderr
+    (record,) = list_runs(out)
+    return record["run_id"]
+
+
+def test_run_whose_process_was_killed_has_crashed(tmp_path: Path, tracking_uri: str) -> None:
+    record = read_run(tmp_path, die_in_a_run(tmp_path, tracking_uri))
+    assert record["state"] == "crashed"
+    assert {name: entry["state"] for name, entry in record["stages"].items()} == {
+        "render": "computed",
+        "distill": "crashed",
+    }
+    client = MlflowClient(tracking_uri)
+    assert settle_crashed(tmp_path) == [record["run_id"]]
+    drain()
+    assert client.get_run(record["mlflow"]["run_id"]).info.status == "KILLED"
+    assert settle_crashed(tmp_path) == []
+    assert read_run(tmp_path, record["run_id"])["state"] == "crashed"
+
+
+def test_run_under_way_is_running_for_everybody(tmp_path: Path) -> None:
+    with open_run("test", "a red cube", 0, smoke(), {"prompt": "a red cube"}, tmp_path) as run:
+        assert read_run(tmp_path, run.run_id)["state"] == "running"
+        command = [sys.executable, "-m", "flows.cli", "runs", "--json", "--out", str(tmp_path)]
+        (seen,) = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+        assert seen["state"] == "running"
+    assert read_run(tmp_path, run.run_id)["state"] == "finished"
+
+
+def test_note_shows_a_prompt_as_it_is(tmp_path: Path, tracking_uri: str) -> None:
+    run = one_run(tmp_path, prompt="a [cube](http://evil) <img src=x> **bold**")
+    note = MlflowClient(tracking_uri).get_run(run.mlflow_run_id).data.tags["mlflow.note.content"]
+    assert "[cube](http" not in note
+    assert "<img" not in note.replace("\\<img", "")
 
 
 def test_unknown_and_damaged_runs_are_refused(tmp_path: Path) -> None:

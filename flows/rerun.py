@@ -1,0 +1,35 @@
+"""A run repeated in part, as a flow: what stays is reused from the store, the rest is made anew in a run of its own.
+
+A stage is made anew by a salt in its key, so that the store stays as it is. The salt is the id of the flow run:
+Prefect's own Retry keeps it, and so continues the rerun instead of starting another.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+from prefect.runtime import flow_run
+
+from flows.generate import THREADS, make
+from flows.plan import checked_rerun
+from flows.request import DEFAULT_OUT
+from tasks.exporting import Made
+from tasks.runs import Repeats, open_run
+
+
+@flow(name="rerun", flow_run_name="rerun of {run_id}", task_runner=THREADS)
+def rerun(run_id: str, from_stage: str = "", settings: dict[str, Any] = {}, out: str = DEFAULT_OUT) -> Made:
+    """Repeat a run in part.
+
+    Args:
+        from_stage: the first stage to make anew, with all that depend on it; empty for what has not finished.
+        settings: overrides beside those of the run, such as `{"distill.num_steps": 500}`.
+    """
+    asked = checked_rerun(run_id, from_stage, settings, out)
+    request, parent = asked.request, asked.parent
+    salts = {**parent.get("salts", {}), **dict.fromkeys(asked.redone, str(flow_run.id))}
+    repeats = Repeats(run_id=run_id, mlflow_run_id=parent["mlflow"]["run_id"], salts=salts)
+    parameters = request.parameters()
+    with open_run("generate", request.prompt, request.seed, request.config, parameters, request.out, repeats) as run:
+        return make(run, request)

@@ -1,0 +1,143 @@
+"""What the command prints for people: tables of runs, stages, assets and figures.
+
+Prompts and captions come from strangers: rich reads no markup in them, and what a terminal would obey is made visible.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from flows.plan import first_unfinished
+from flows.request import DEFAULT_OUT
+from redream.page import visible_text
+from tasks.garbage import Garbage
+from tasks.progress import duration
+from tasks.records import UNFINISHED
+
+
+def print_made(made: dict[str, Any], out: str) -> None:
+    """Say what was found, the figures, where the page is and how to open MLflow."""
+    console = Console(highlight=False)
+    if made["neighbors"]:
+        console.print(neighbor_table(made["neighbors"]))
+    console.print(metric_table(made["metrics"], title=made["prompt"]))
+    for name in ("page", "turntable", "mesh"):
+        console.print(f"{name:<10}{made[name]}", soft_wrap=True)
+    where = "" if out == DEFAULT_OUT else f" --out {shlex.quote(out)}"
+    console.print(f"{'MLflow':<10}redream ui{where}", soft_wrap=True)
+
+
+def neighbor_table(neighbors: list[dict[str, Any]]) -> Table:
+    table = Table("score", "text", "asset", "caption", "licence", box=None)
+    for neighbor in neighbors:
+        asset = neighbor["asset"]
+        table.add_row(
+            f"{neighbor['score']:.3f}",
+            f"{neighbor['text_score']:.3f}",
+            asset["asset_id"][:12],
+            shown(asset["caption"]),
+            shown(asset["license"]),
+        )
+    return table
+
+
+def metric_table(metrics: dict[str, float], title: str) -> Table:
+    table = Table("figure", "value", title=shown(title), title_justify="left", box=None)
+    for name, value in sorted(metrics.items()):
+        table.add_row(name, f"{value:.4f}")
+    return table
+
+
+def runs_table(records: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(Column("run", no_wrap=True, overflow="ignore"), "state", "method", "prompt", "figures", box=None)
+    for record in records:
+        figures = ", ".join(f"{name} {value:.3f}" for name, value in sorted(record["metrics"].items()))
+        method = record["request"].get("method", record["flow"])
+        table.add_row(record["run_id"], record["state"], method, shown(record["prompt"]), figures)
+    return table
+
+
+def print_run(record: Mapping[str, Any], out: str) -> None:
+    """Say how a run went: its stages, figures, files, and how to run it again."""
+    console = Console(highlight=False)
+    console.print(f"{shown(record['prompt'])}\n{record['run_id']}  [bold]{record['state']}[/]", soft_wrap=True)
+    if "error" in record:
+        console.print(f"[red]{shown(record['error'])}[/]", soft_wrap=True)
+    table = Table("stage", "state", "took", Column("output or reason", overflow="fold"), box=None)
+    for name, entry in record["stages"].items():
+        place = entry.get("folder", entry.get("error", ""))
+        took = duration(entry["seconds"]) if "seconds" in entry else ""
+        table.add_row(name, entry["state"], took, shown(place))
+    console.print(table)
+    if record["metrics"]:
+        console.print(metric_table(record["metrics"], title="figures"))
+    for name, value in run_facts(record, out).items():
+        console.print(f"{name:<10}{shown(value)}", soft_wrap=True)
+
+
+def print_batch(made: Mapping[str, Any]) -> None:
+    """Say what became of every object of a batch, and where its gallery is."""
+    table = Table("line", "state", "seed", "prompt", "run or reason", box=None)
+    for outcome in made["outcomes"]:
+        place = outcome["reason"] if outcome["state"] in ("failed", "stopped") else outcome["run_id"]
+        table.add_row(
+            str(outcome["line"]), outcome["state"], str(outcome["seed"]), shown(outcome["prompt"]),
+            shown(place or outcome["reason"]),
+        )  # fmt: skip
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"gallery   {made['gallery']}", soft_wrap=True, markup=False)
+
+
+def print_garbage(found: Sequence[Garbage], num_deleted: int, is_deleting: bool) -> None:
+    """List what can go, with sizes, and say whether it is gone."""
+    table = Table("stage", "what", Column("MB", justify="right"), Column("folder", overflow="fold"), box=None)
+    for each in found:
+        table.add_row(each.stage, each.kind, f"{each.num_bytes / 1e6:.1f}", each.path)
+    console = Console(highlight=False)
+    if found:
+        console.print(table)
+    total = f"{len(found)} folders, {sum(each.num_bytes for each in found) / 1e6:.1f} MB"
+    if is_deleting:
+        console.print(f"{total}; {num_deleted} of them deleted")
+    else:
+        console.print(f"{total}; --yes deletes them" if found else "nothing can go")
+
+
+def run_facts(record: Mapping[str, Any], out: str) -> dict[str, str]:
+    """Return where a run's things are and how to run it again."""
+    facts = {"started": record["started"], "took": _took(record), "files": record["folder"]}
+    facts |= {"repeats": record.get("rerun_of", ""), "MLflow": record["mlflow"]["run_id"]}
+    facts |= {"Prefect": record["prefect"].get("prefect.flow_run_url", ""), "again": again(record, out)}
+    return {name: value for name, value in facts.items() if value}
+
+
+def again(record: Mapping[str, Any], out: str) -> str:
+    """Return the command that takes up a run, or makes a part of it anew."""
+    if record["flow"] != "generate" or record["state"] == "running":
+        return ""
+    where = "" if out == DEFAULT_OUT else f" --out {shlex.quote(out)}"
+    if record["state"] not in UNFINISHED:
+        return f"redream rerun {record['run_id']} --from STAGE{where}"
+    stage = first_unfinished(record)
+    return f"redream rerun {record['run_id']}{where}" + (f"   (from {stage})" if stage else "")
+
+
+def shown(text: str) -> str:
+    """Return a stranger's text as a table may hold it."""
+    return escape(visible_text(text).replace("\r", " "))  # which would start a line anew
+
+
+def _took(record: Mapping[str, Any]) -> str:
+    if "ended" not in record:
+        return ""
+    return duration(
+        (datetime.fromisoformat(record["ended"]) - datetime.fromisoformat(record["started"])).total_seconds()
+    )

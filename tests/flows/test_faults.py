@@ -1,0 +1,155 @@
+"""Real commands, really killed: nothing is lost, nothing half-written is used, and the same command goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from tasks.records import finished_stage, list_runs, read_run
+from tasks.tracking import default_tracking_uri
+from tests.flows.conftest import World
+
+PROMPT = "a grey box"
+TIMEOUT = 1200
+
+
+@pytest.fixture(scope="module")
+def environment(prefect_server: None, mlflow_folder: Path) -> dict[str, str]:
+    """The servers of the test session, for commands in processes of their own."""
+    from prefect.client.orchestration import get_client
+
+    addresses = {"PREFECT_API_URL": str(get_client(sync_client=True).api_url)}
+    return {**os.environ, **addresses, "MLFLOW_TRACKING_URI": default_tracking_uri(mlflow_folder)}
+
+
+@pytest.fixture
+def started(environment: dict[str, str]) -> Iterator[Any]:
+    """Start `redream` commands; what still runs at the end of a test is killed."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", *arguments],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def asking(world: World, out: Path, *more: str) -> list[str]:
+    """Return the arguments that make an object in the tiny world."""
+    settings = [part for name, value in world.settings.items() for part in ("--set", f"{name}={value!r}")]
+    return ["--preset", "smoke", "--index", world.index, "--out", str(out), "--json", *settings, *more]
+
+
+def result(process: subprocess.Popen[str]) -> dict[str, Any]:
+    output, messages = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, messages
+    return json.loads(output)
+
+
+def particles(out: Path, run_id: str) -> bytes:
+    return finished_stage(out, read_run(out, run_id), "distill").path("particle_0.safetensors").read_bytes()
+
+
+@pytest.mark.timeout(2 * TIMEOUT)
+def test_killed_in_distill_and_repeated_gives_the_very_particles_in_minutes(
+    world: World, tmp_path: Path, started: Any, environment: dict[str, str]
+) -> None:
+    long = ["--set", "distill.num_steps=200"]
+    undisturbed = result(started("generate", PROMPT, *asking(world, tmp_path / "undisturbed", *long)))
+    killed = started("generate", PROMPT, *asking(world, tmp_path / "out", *long))
+    steps = tmp_path / "out" / "store" / "partial" / "distill"
+    while not any(path.read_text().count("\n") > 20 for path in steps.glob("*/checkpoint/steps.jsonl")):
+        assert killed.poll() is None, killed.communicate()
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    (crashed,) = list_runs(tmp_path / "out")
+    assert crashed["state"] == crashed["stages"]["distill"]["state"] == "crashed"
+    resumed = result(started("rerun", crashed["run_id"], "--out", str(tmp_path / "out"), "--json"))
+    assert resumed["stages"]["warm_up"] == "cached"
+    assert resumed["stages"]["distill"] == "computed"
+    assert particles(tmp_path / "out", resumed["run_id"]) == particles(tmp_path / "undisturbed", undisturbed["run_id"])
+    tracked = MlflowClient(environment["MLFLOW_TRACKING_URI"]).get_run(crashed["mlflow"]["run_id"])
+    assert tracked.info.status == "KILLED"
+
+
+@pytest.mark.timeout(2 * TIMEOUT)
+def test_two_commands_for_one_prompt_make_each_stage_once_in_minutes(
+    world: World, tmp_path: Path, started: Any
+) -> None:
+    both = [started("generate", PROMPT, *asking(world, tmp_path)) for _ in range(2)]
+    one, other = (result(process) for process in both)
+    assert Path(one["mesh"]).read_bytes() == Path(other["mesh"]).read_bytes()
+    for stage in one["stages"]:
+        assert sorted((one["stages"][stage], other["stages"][stage])) == ["cached", "computed"]
+
+
+@pytest.mark.timeout(2 * TIMEOUT)
+def test_batch_makes_what_it_can_and_then_only_what_is_missing_in_minutes(
+    world: World, tmp_path: Path, started: Any, environment: dict[str, str]
+) -> None:
+    prompts = [
+        {"prompt": "a grey box"},
+        {"prompt": "<script>alert(1)</script> -- $(touch /tmp/x)", "method": "sds"},
+        {"prompt": "a grey ball", "settings": {"export.density_threshold": 1e9}},
+        {"prompt": "a grey box"},
+    ]
+    file, out = tmp_path / "prompts.jsonl", tmp_path / "out"
+    file.write_text("".join(json.dumps(entry) + "\n" for entry in prompts))
+    first = started("batch", str(file), *asking(world, out, "--workers", "2"))
+    output, messages = first.communicate(timeout=TIMEOUT)
+    assert first.returncode == 1, messages
+    made = json.loads(output)
+    assert [outcome["state"] for outcome in made["outcomes"]] == ["done", "done", "failed", "skipped"]
+    assert "the field is empty" in made["outcomes"][2]["reason"]
+    assert made["outcomes"][3]["reason"] == "the same as line 1"
+    page = Path(made["gallery"]).read_text()
+    assert "<script" not in page
+    assert page.count("data:image/jpeg") == 2
+    assert "<svg" in page
+    client = MlflowClient(environment["MLFLOW_TRACKING_URI"])
+    record = read_run(out, made["run_id"])
+    assert record["state"] == "failed"
+    assert "gallery.html" in {entry.path for entry in client.list_artifacts(record["mlflow"]["run_id"])}
+    members = [run for run in list_runs(out) if run["batch"] == made["run_id"]]
+    assert sorted(member["state"] for member in members) == ["failed", "finished", "finished"]
+    assert len({member["prefect"]["prefect.flow_run_id"] for member in members}) == 3
+    prompts[2]["settings"] = {"export.density_threshold": 1.0}
+    file.write_text("".join(json.dumps(entry) + "\n" for entry in prompts))
+    again = result(started("batch", str(file), *asking(world, out)))
+    assert [outcome["state"] for outcome in again["outcomes"]] == ["skipped", "skipped", "done", "skipped"]
+
+
+@pytest.mark.timeout(2 * TIMEOUT)
+def test_interrupted_batch_leaves_no_process_behind_in_minutes(world: World, tmp_path: Path, started: Any) -> None:
+    (tmp_path / "prompts.txt").write_text("a grey box\na grey ball\n")
+    batch = started("batch", str(tmp_path / "prompts.txt"), *asking(world, tmp_path / "out"))
+    while not any(run["stages"] for run in list_runs(tmp_path / "out") if run["flow"] == "generate"):
+        assert batch.poll() is None, batch.communicate()
+        time.sleep(0.2)
+    pids = [run["process"]["pid"] for run in list_runs(tmp_path / "out") if run["flow"] == "generate"]
+    batch.send_signal(signal.SIGINT)
+    batch.communicate(timeout=TIMEOUT)
+    assert batch.returncode == 130
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    assert {run["state"] for run in list_runs(tmp_path / "out")} <= {"stopped", "crashed"}
