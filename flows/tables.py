@@ -41,7 +41,7 @@ def neighbor_table(neighbors: list[dict[str, Any]]) -> Table:
         table.add_row(
             f"{neighbor['score']:.3f}",
             f"{neighbor['text_score']:.3f}",
-            asset["asset_id"][:12],
+            shown(asset["asset_id"][:12]),
             shown(asset["caption"]),
             shown(asset["license"]),
         )

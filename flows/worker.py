@@ -66,7 +66,7 @@ async def work(pool: str, limit: int, name: str) -> int:
     draining = asyncio.create_task(_drain(worker))
     await _first(working, draining, asked_to_stop[1].wait())
     draining.cancel()
-    under_way = [] if working.done() else _runs_of(worker)
+    under_way = _runs_of(worker) if worker.is_setup and not working.done() else []
     await asyncio.to_thread(_end_processes, psutil.Process().children(recursive=True))
     working.cancel()
     await asyncio.gather(working, draining, return_exceptions=True)
@@ -87,6 +87,8 @@ async def _first(*waits: Awaitable[Any]) -> None:
 
 async def _drain(worker: ProcessWorker) -> None:
     """Take no more runs, and wait for those under way."""
+    if not worker.is_setup:
+        return
     worker.limiter.total_tokens = 0
     said = -1
     while (remaining := worker.limiter.borrowed_tokens) > 0:

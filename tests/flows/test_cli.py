@@ -112,5 +112,5 @@ def test_runs_are_listed_as_they_are_recorded(
 
 def test_help_names_every_command() -> None:
     done = subprocess.run([sys.executable, "-m", "flows.cli", "--help"], capture_output=True, text=True, check=True)
-    for command in ("generate", "search", "evaluate", "runs", "ui", "doctor", "index"):
+    for command in ("generate", "search", "evaluate", "runs", "ui", "serve", "doctor", "index"):
         assert command in done.stdout
