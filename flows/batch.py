@@ -14,10 +14,16 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from uuid import UUID
 
 from prefect import flow
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
 from prefect.client.orchestration import get_client
 
 from flows.children import Children, Ended, Job
@@ -42,6 +48,7 @@ VERSIONS = {
     "adapt": adaptation.STAGE_VERSION, "distill": distillation.STAGE_VERSION,
     "evaluate": evaluation.STAGE_VERSION, "export": exporting.STAGE_VERSION,
 }  # fmt: skip
+STOPPED = (130, 143, -2, -15)  # exit codes of Ctrl-C and SIGTERM
 EXTRA_WORKERS = 1  # beyond one per GPU: their first stages need none
 
 
@@ -136,7 +143,7 @@ def _is_whole(out: Path, record: Mapping[str, Any]) -> bool:
     started = datetime.fromisoformat(record["started"]).timestamp()
     return (
         all((run_folder(out, record["run_id"]) / name).is_file() for name in exporting.DELIVERED)
-        and all(entry.get("version") == VERSIONS[name] for name, entry in record["stages"].items())
+        and all(entry.get("version") == VERSIONS.get(name) for name, entry in record["stages"].items())
         and all(path.is_file() and path.stat().st_mtime < started for path in named)
     )
 
@@ -175,7 +182,7 @@ def _run_missing(
     logs.mkdir()
     # One server for all: several on one database would wait for each other.
     environment = {name: text for name, text in os.environ.items() if not name.startswith("PREFECT__")}
-    environment["PREFECT_API_URL"] = str(get_client(sync_client=True).api_url)
+    environment["PREFECT_API_URL"] = str(get_client(sync_client=True).api_url).rstrip("/")
     if gpus:
         environment[NUM_SLOTS] = str(gpus)
     jobs = [
@@ -183,10 +190,12 @@ def _run_missing(
         for number in missing
     ]
     num_workers = workers or (gpus or asked_slots() or default_slots()) + EXTRA_WORKERS
+    shown = create_progress_artifact(progress=0.0, key="batch-progress", description=f"{len(jobs)} objects to make")
     with closing(Children(logs, environment).run(jobs, num_workers)) as ended:
-        for child in track(ended, "batch", len(jobs)):
+        for num_ended, child in enumerate(track(ended, "batch", len(jobs)), start=1):
             number = int(child.name)
             yield number, _outcome(members[number], child, run)
+            update_progress_artifact(cast(UUID, shown), progress=100.0 * num_ended / len(jobs))
 
 
 def _command(request: Request, batch_id: str, out: Path) -> list[str]:
@@ -208,12 +217,14 @@ def _outcome(member: Member, child: Ended, run: Run) -> Outcome:
     asked = member.request
     common = {"line": member.line, "prompt": asked.prompt, "seed": asked.seed, "method": asked.method}
     if child.code == 0:
-        made = json.loads(child.output)
-        record = read_run(Path(run.out), made["run_id"])
-        started, ended = (datetime.fromisoformat(record[name]) for name in ("started", "ended"))
+        try:
+            record = read_run(Path(run.out), json.loads(child.output)["run_id"])
+            started, ended = (datetime.fromisoformat(record[name]) for name in ("started", "ended"))
+        except (ValueError, KeyError) as error:
+            return Outcome(**common, state="failed", reason=f"its record cannot be read ({error})", metrics={})
         seconds = (ended - started).total_seconds()
-        return Outcome(**common, state="done", run_id=made["run_id"], seconds=seconds, metrics=made["metrics"])
-    state = "stopped" if child.code in (130, 143, -15) else "failed"
+        return Outcome(**common, state="done", run_id=record["run_id"], seconds=seconds, metrics=record["metrics"])
+    state = "stopped" if child.code in STOPPED else "failed"
     found = [
         record["run_id"]
         for record in list_runs(Path(run.out))
@@ -262,12 +273,19 @@ def _write_gallery(run: Run, path: Path, title: str, summary: str, outcomes: Seq
                 state=outcome.state,
                 reason=outcome.reason,
                 subtitle=f"{outcome.state}, {outcome.method}, seed {outcome.seed}{took}",
-                thumbnail=thumbnail(out, record) if record is not None and is_made else b"",
+                thumbnail=_thumbnail(out, record) if record is not None and is_made else b"",
                 link=f"../{outcome.run_id}/page.html" if is_made else "",
                 metrics=outcome.metrics,
             )
         )
     write_gallery(path, title, summary, items, spans)
+
+
+def _thumbnail(out: Path, record: Mapping[str, Any]) -> bytes:
+    try:
+        return thumbnail(out, record)
+    except ValueError:  # the evaluation's output has been deleted since; the run's own page has not
+        return b""
 
 
 def _figures(metrics: Mapping[str, float]) -> str:

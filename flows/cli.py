@@ -45,6 +45,7 @@ from flows.tables import (
     runs_table,
 )
 from redream.config import RunConfig
+from redream.page import visible_text
 from tasks.garbage import delete_garbage, find_garbage
 from tasks.records import UNFINISHED, finished_stage, list_runs, read_run
 
@@ -387,7 +388,7 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    print(f"redream: {' '.join(message.split())}", file=sys.stderr)
+    print(f"redream: {visible_text(' '.join(message.split()))}", file=sys.stderr)  # it may quote a stranger's text
     sys.stderr.flush()
     sys.exit(code)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,6 +71,22 @@ def read_serving(out: Path) -> dict[str, str] | None:
     return {name: str(serving[name]) for name in ("prefect_api", "mlflow_url")}
 
 
+def _end_servers_with_this_process() -> None:
+    """Leave a watcher that stops Prefect's own server even where this process is killed: its pipe closes then."""
+    from prefect.server.api.server import SubprocessASGIServer
+
+    for server in SubprocessASGIServer._instances.values():
+        if server.server_process is not None and Path("/proc/self/cmdline").exists():
+            script = 'read line; grep -q uvicorn "/proc/$0/cmdline" && kill "$0"'
+            subprocess.Popen(
+                ["sh", "-c", script, str(server.server_process.pid)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+
+
 @contextmanager
 def starting_services(out: Path) -> Iterator[None]:
     """Start Prefect's own server, if one is needed, while the body imports a flow and MLflow opens its database."""
@@ -84,6 +101,7 @@ def starting_services(out: Path) -> Iterator[None]:
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             get_client(sync_client=True)
+            _end_servers_with_this_process()
         except BaseException as error:
             failures.append(error)
 

@@ -15,7 +15,7 @@ from flows.generate import THREADS, make
 from flows.plan import checked_rerun
 from flows.request import DEFAULT_OUT
 from tasks.exporting import Made
-from tasks.runs import Repeats, open_run
+from tasks.runs import Repeats, open_run, settle_crashed
 
 
 @flow(name="rerun", flow_run_name="rerun of {run_id}", task_runner=THREADS)
@@ -28,6 +28,7 @@ def rerun(run_id: str, from_stage: str = "", settings: dict[str, Any] = {}, out:
     """
     asked = checked_rerun(run_id, from_stage, settings, out)
     request, parent = asked.request, asked.parent
+    settle_crashed(request.out)
     salts = {**parent.get("salts", {}), **dict.fromkeys(asked.redone, str(flow_run.id))}
     repeats = Repeats(run_id=run_id, mlflow_run_id=parent["mlflow"]["run_id"], salts=salts)
     parameters = request.parameters()

@@ -46,6 +46,13 @@ def redream(
         (["ui"], "no runs in"),
         (["index", "build", "--preset", "sd21"], "no catalog of its own"),
         (["unknown"], "unknown"),
+        (["show", "absent"], "no run 'absent'"),
+        (["show", "../runs"], "no run '../runs'"),
+        (["rerun", "absent"], "no run 'absent'"),
+        (["rerun", "absent", "--set", "x"], "section.field=value"),
+        (["batch", "absent.txt"], "no such file of prompts"),
+        (["batch", "absent.txt", "--seeds", "many"], "0,1,2"),
+        (["show", "\x1b[31mred"], "no run"),
     ],
 )
 def test_mistake_costs_one_line_and_exit_code_2(
@@ -62,6 +69,7 @@ def test_mistake_costs_one_line_and_exit_code_2(
     assert err.startswith("redream: ")
     assert err.count("\n") == 1
     assert words in err
+    assert "\x1b" not in err
 
 
 def test_file_that_is_no_mesh_is_refused_before_anything_starts(
@@ -112,5 +120,19 @@ def test_runs_are_listed_as_they_are_recorded(
 
 def test_help_names_every_command() -> None:
     done = subprocess.run([sys.executable, "-m", "flows.cli", "--help"], capture_output=True, text=True, check=True)
-    for command in ("generate", "search", "evaluate", "runs", "ui", "serve", "doctor", "index"):
+    for command in (
+        "generate",
+        "search",
+        "evaluate",
+        "runs",
+        "show",
+        "rerun",
+        "batch",
+        "sync",
+        "gc",
+        "ui",
+        "serve",
+        "doctor",
+        "index",
+    ):
         assert command in done.stdout

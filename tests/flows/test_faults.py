@@ -28,7 +28,7 @@ def environment(prefect_server: None, mlflow_folder: Path) -> dict[str, str]:
     """The servers of the test session, for commands in processes of their own."""
     from prefect.client.orchestration import get_client
 
-    addresses = {"PREFECT_API_URL": str(get_client(sync_client=True).api_url)}
+    addresses = {"PREFECT_API_URL": str(get_client(sync_client=True).api_url).rstrip("/")}
     return {**os.environ, **addresses, "MLFLOW_TRACKING_URI": default_tracking_uri(mlflow_folder)}
 
 

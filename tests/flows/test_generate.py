@@ -71,7 +71,7 @@ def test_mlflow_has_a_parent_and_one_nested_run_per_stage(made: Made, tracking_u
     artifacts = {entry.path for entry in client.list_artifacts(made.mlflow_run_id)}
     assert {"config.json", "run.json", "page.html", "mesh.glb", "turntable.mp4"} <= artifacts
     nested = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{made.mlflow_run_id}'")
-    by_name = {run.info.run_name: run for run in nested}
+    by_name = {run.info.run_name or "": run for run in nested}
     assert sorted(by_name) == sorted(STAGES)
     steps = client.get_metric_history(by_name["distill"].info.run_id, "distill/score")
     assert [metric.step for metric in steps] == [3, 4, 5, 6]  # the first two belong to the warm-up
