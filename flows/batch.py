@@ -28,6 +28,7 @@ from prefect.client.orchestration import get_client
 
 from flows.children import Children, Ended, Job
 from flows.members import Defaults, Member, checked_members, read_members
+from flows.parameters import MethodName, Place, PresetName, Processes, Prompts, Seeds, Settings
 from flows.request import DEFAULT_OUT, Request, checked_out
 from redream.config import flatten
 from redream.gallery import GalleryItem, write_gallery
@@ -76,25 +77,30 @@ class BatchFailed(RuntimeError):
 
 @flow(name="batch", flow_run_name="batch of {prompts_file}")
 def batch(
-    prompts_file: str = "",
-    prompts: list[str] = [],
-    preset: str = "mini",
-    method: str = "redream",
-    seeds: list[int] = [0],
-    index: str = "",
-    settings: dict[str, Any] = {},
-    workers: int = 0,
-    gpus: int = 0,
-    out: str = DEFAULT_OUT,
+    prompts_file: Place = "",
+    prompts: Prompts = [],
+    preset: PresetName = "mini",
+    method: MethodName = "redream",
+    seeds: Seeds = [0],
+    index: Place = "",
+    settings: Settings = {},
+    workers: Processes = 0,
+    gpus: Processes = 0,
+    out: Place = DEFAULT_OUT,
 ) -> dict[str, Any]:
     """Make an object of every prompt and seed; returns `run_id`, `gallery` and `outcomes`.
 
     Args:
         prompts_file: text with a prompt a line, or JSON lines with settings of their own (`.jsonl`).
         prompts: the prompts themselves instead.
+        preset: mini (CPU, embedded models), sd21 (the paper's setting) or smoke (a few steps, to try the machinery).
+        method: redream, or without retrieved assets vsd or sds.
         seeds: for lines that name none.
+        index: folder of an index; empty for the miniature's own, which is built where it is missing.
+        settings: overrides such as `{"distill.num_steps": 500}`.
         workers: processes at a time; 0 for one more than trainings.
         gpus: trainings at a time on this machine; 0 for one per GPU.
+        out: folder of runs and stage outputs, on the worker's machine.
     """
     folder = checked_out(out)
     defaults = Defaults(

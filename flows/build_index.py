@@ -12,6 +12,7 @@ from prefect import flow
 from prefect.futures import PrefectFuture, as_completed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
+from flows.parameters import CatalogName, Place, PresetName, Settings
 from flows.request import DEFAULT_OUT, checked_config, checked_out
 from redream.config import RetrievalConfig
 from tasks.indexing import (
@@ -34,20 +35,26 @@ RUNNERS = ("local", "dask", "ray")
 
 @flow(name="build_index", flow_run_name="index of {catalog}", task_runner=ThreadPoolTaskRunner(max_workers=1))
 def build_index(
-    catalog: str = "mini",
-    preset: str = "mini",
-    settings: dict[str, Any] = {},
+    catalog: CatalogName = "mini",
+    preset: PresetName = "mini",
+    settings: Settings = {},
     captions: str = "",
     licenses: list[str] = [],
     renders: str = "",
     index: str = "",
-    out: str = DEFAULT_OUT,
+    out: Place = DEFAULT_OUT,
 ) -> IndexPlace:
     """Build the index of a catalog, or bring it up to date.
 
     Args:
+        catalog: mini, objaverse, or a folder of meshes on the worker's machine.
+        preset: its retrieval CLIP embeds captions and views.
+        settings: overrides such as `{"retrieval.num_index_views": 4}`.
+        captions: CSV of captions; empty for what the meshes say of themselves.
+        licenses: keep only assets under these, such as cc0 and by; empty keeps all.
         renders: folder of Cap3D's published renders, to embed these instead of own ones.
         index: folder of the index; by default below `out`, and for the miniature in the store.
+        out: folder of runs and stage outputs, on the worker's machine.
     """
     config = checked_config(preset, "redream", settings)
     parameters = {"catalog": catalog, "preset": preset, "settings": settings, "captions": captions}

@@ -313,11 +313,30 @@ def ui(
 
 
 @app.command()
-def doctor(as_json: AsJson = False) -> None:
-    """Say what this machine has, and what to do about what it lacks."""
+def serve(
+    out: Out = DEFAULT_OUT,
+    host: Annotated[str, typer.Option(help="Another than this machine's own needs passwords.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of Prefect.")] = 4200,
+    mlflow_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of MLflow.")] = 5000,
+    limit: Annotated[int, typer.Option(min=1, help="Runs at a time; one per GPU.")] = 1,
+    max_resumes: Annotated[int, typer.Option(min=0, help="Attempts after crashes, for each run.")] = 3,
+) -> None:
+    """Run Prefect, MLflow and a worker on this machine, until Ctrl-C."""
+    from flows.serve import serve as serve_all
+    from flows.serving import Serving, checked_serving
+
+    asked = Serving(
+        out=checked_out(out), host=host, port=port, mlflow_port=mlflow_port, limit=limit, max_resumes=max_resumes
+    )
+    serve_all(checked_serving(asked, os.environ), lambda line: print(line, flush=True))
+
+
+@app.command()
+def doctor(out: Out = DEFAULT_OUT, as_json: AsJson = False) -> None:
+    """Say what this machine has and what runs, and what to do about what is lacking."""
     from flows.doctor import examine
 
-    findings = examine()
+    findings = examine(Path(out).absolute())
     if as_json:
         _print_json([asdict(finding) for finding in findings])
     else:

@@ -1,4 +1,4 @@
-"""What this machine has for ReDream, and what to do about what it lacks."""
+"""What this machine has for ReDream, which servers run, and what to do about what is lacking."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
+from flows.environment import read_serving
+from flows.serving import MLFLOW_SECRETS, POOL, PREFECT_SECRET, ask, has_mlflow_secrets, num_workers
 from redream.config import PRESETS
 from redream.weights import MINI_WEIGHTS, weights_path
 
@@ -30,7 +32,8 @@ class Finding:
     remedy: str = ""
 
 
-def examine() -> list[Finding]:
+def examine(out: Path) -> list[Finding]:
+    """Look at the machine, and at the servers that commands with this output folder would use."""
     checks: list[Callable[[], Finding]] = [
         check_machine,
         check_gpu,
@@ -41,7 +44,7 @@ def examine() -> list[Finding]:
         check_mini_weights,
         check_real_weights,
     ]
-    return [check() for check in checks]
+    return [*(check() for check in checks), *check_servers(out)]
 
 
 def check_machine() -> Finding:
@@ -161,6 +164,67 @@ def check_real_weights() -> Finding:
         found=f"{name} is not on this machine",
         remedy="the sd21 preset downloads it from the hub on first use, or takes a local folder: --set prior.model=DIR",
     )
+
+
+def check_servers(out: Path) -> list[Finding]:
+    """Say which servers run, and whether a worker would take a run; none is needed for a command like `generate`."""
+    serving = read_serving(out) or {}
+    api = os.environ.get("PREFECT_API_URL") or serving.get("prefect_api", "")
+    mlflow = os.environ.get("MLFLOW_TRACKING_URI") or serving.get("mlflow_url", "")
+    if not api and not mlflow:
+        return [Finding(name="servers", state="optional", found=f"none for {out}", remedy="redream serve starts them")]
+    return [*_check_prefect(api), *_check_mlflow(mlflow)]
+
+
+def _check_prefect(api: str) -> list[Finding]:
+    if not api:
+        return []
+    secret = os.environ.get("PREFECT_API_AUTH_STRING") or os.environ.get(PREFECT_SECRET, "")
+    status, pool = ask(f"{api}/work_pools/{POOL}", secret)
+    if status == 404:
+        remedy = "redream serve, or python -m flows.keeper, creates it"
+        return [
+            Finding(name="Prefect", state="ok", found=api),
+            Finding(name="work pool", state="missing", found=f"no pool {POOL!r}", remedy=remedy),
+        ]
+    if status != 200:
+        return [_silent("Prefect", api, status, "PREFECT_API_URL", "PREFECT_API_AUTH_STRING=NAME:PASSWORD")]
+    is_paused = bool(pool["is_paused"])
+    workers = num_workers(api, secret)
+    return [
+        Finding(name="Prefect", state="ok", found=api),
+        Finding(
+            name="work pool",
+            state="optional" if is_paused else "ok",
+            found=f"{POOL}, {'paused' if is_paused else 'taking runs'}",
+            remedy=f"prefect work-pool resume {POOL}" if is_paused else "",
+        ),
+        Finding(
+            name="worker",
+            state="ok" if workers else "missing",
+            found=f"{workers} alive",
+            remedy="" if workers else f"python -m flows.worker --pool {POOL} --limit 1",
+        ),
+    ]
+
+
+def _check_mlflow(uri: str) -> list[Finding]:
+    if not uri:
+        return []
+    if not uri.startswith(("http://", "https://")):
+        return [Finding(name="MLflow", state="ok", found="a database, without a server")]
+    secret = ":".join(os.environ.get(name, "") for name in MLFLOW_SECRETS) if has_mlflow_secrets(os.environ) else ""
+    status, _ = ask(f"{uri}/api/2.0/mlflow/experiments/search", secret, content={"max_results": 1})
+    if status != 200:
+        return [_silent("MLflow", uri, status, "MLFLOW_TRACKING_URI", " and ".join(MLFLOW_SECRETS))]
+    return [Finding(name="MLflow", state="ok", found=uri)]
+
+
+def _silent(name: str, address: str, status: int, variable: str, secrets: str) -> Finding:
+    if status in (401, 403):
+        return Finding(name=name, state="missing", found=f"{address} asks for a password", remedy=f"set {secrets}")
+    found = f"{address} answers with {status}" if status else f"{address} does not answer"
+    return Finding(name=name, state="missing", found=found, remedy=f"start it with redream serve, or unset {variable}")
 
 
 def _version(package: str) -> str:

@@ -1,11 +1,13 @@
 """The one place that sets environment variables for Prefect, MLflow and the libraries, before any of them is imported.
 
-What the user has set stays. Without an API URL of theirs, Prefect starts its own server for the length of a command,
-with its database in the output folder, so that nothing outside is touched. No library phones home.
+What the user has set stays. Where `redream serve` runs for the same folder, commands use its servers. Else, without an
+API URL of the user's, Prefect starts its own server for the length of a command, with its database in the output
+folder, so that nothing outside is touched. No library phones home.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+SERVING_FILE = ".serving.json"  # written by `redream serve` while it runs
 QUIET = {
     "DO_NOT_TRACK": "true",  # MLflow takes only this spelling
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -24,18 +27,48 @@ QUIET = {
     # Its log lines would tear the progress bars; errors reach the user through the command.
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     "TOKENIZERS_PARALLELISM": "false",  # warns about every later fork otherwise
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # seconds; flows/keeper.py takes four missing ones for a death
 }
 LOCAL_SERVER = {
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "600",  # the default of 20 is too short on a busy machine
     "PREFECT_SERVER_API_BLOCKS_REGISTER_ON_START": "false",  # no stage uses blocks
+}
+DEPLOYED = {
+    "PREFECT_LOGGING_EXTRA_LOGGERS": "redream",  # progress becomes lines of the run's log
+    "PREFECT_WORKER_QUERY_SECONDS": "5",
+}
+SERVER = {
+    # In memory, the default, a slot whose holder died together with the server never comes back.
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # by default it starts 15 processes and takes 3 GiB
 }
 
 
 def prepare_environment(out: Path) -> None:
     for name, value in (QUIET | LOCAL_SERVER).items():
         os.environ.setdefault(name, value)
+    if (serving := read_serving(out)) is not None:
+        os.environ.setdefault("PREFECT_API_URL", serving["prefect_api"])
+        os.environ.setdefault("MLFLOW_TRACKING_URI", serving["mlflow_url"])
     if not {"PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE"} & set(os.environ):
         os.environ["PREFECT_HOME"] = str(out / ".prefect")
+
+
+def prepare_worker(out: Path) -> None:
+    """Set what must reach the runs of a worker: where results go, and how often a run says that it is alive."""
+    for name, value in (QUIET | DEPLOYED).items():
+        os.environ.setdefault(name, value)
+    os.environ["REDREAM_OUT"] = str(out)
+
+
+def read_serving(out: Path) -> dict[str, str] | None:
+    """Return where the servers are that `redream serve` runs for this folder, or nothing where none does."""
+    try:
+        serving = json.loads((out / SERVING_FILE).read_text(encoding="utf-8"))
+        os.kill(serving["pid"], 0)
+    except (OSError, ValueError, KeyError, TypeError):  # absent, damaged, or left behind by one that was killed
+        return None
+    return {name: str(serving[name]) for name in ("prefect_api", "mlflow_url")}
 
 
 def _end_servers_with_this_process() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from prefect import flow
 
+from flows.parameters import Place, RunIds, Settings
 from flows.request import DEFAULT_OUT, checked_config, checked_out
 from tasks.evaluation import evaluate, load_reports
 from tasks.records import finished_stage, read_run
@@ -14,14 +15,16 @@ from tasks.runs import open_run, record_result
 
 @flow(name="evaluate", flow_run_name="evaluate {run_ids}")
 def evaluate_runs(
-    run_ids: list[str],
-    settings: dict[str, Any] = {},
-    out: str = DEFAULT_OUT,
+    run_ids: RunIds,
+    settings: Settings = {},
+    out: Place = DEFAULT_OUT,
 ) -> dict[str, dict[str, Any]]:
     """Measure the objects of finished runs; returns `metrics` and the per-view `reports` by run.
 
     Args:
+        run_ids: finished runs, as `redream runs` names them.
         settings: overrides, of the `evaluation` section only.
+        out: folder of runs and stage outputs, on the worker's machine.
     """
     folder = checked_out(out)
     reports = {}

@@ -12,6 +12,7 @@ from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.build_index import find_index
+from flows.parameters import Assets, BatchId, MethodName, Place, PresetName, Prompt, Seed, Settings
 from flows.request import DEFAULT_OUT, Request, checked_request
 from tasks.adaptation import adapt
 from tasks.distillation import distill, warm_up
@@ -30,22 +31,27 @@ THREADS: Any = ThreadPoolTaskRunner(max_workers=CONCURRENT_STAGES)  # its generi
 
 @flow(name="generate", flow_run_name="{prompt}", task_runner=THREADS)
 def generate(
-    prompt: str,
-    preset: str = "mini",
-    method: str = "redream",
-    seed: int = 0,
-    index: str = "",
-    assets: list[str] = [],
-    settings: dict[str, Any] = {},
-    out: str = DEFAULT_OUT,
-    batch: str = "",
+    prompt: Prompt,
+    preset: PresetName = "mini",
+    method: MethodName = "redream",
+    seed: Seed = 0,
+    index: Place = "",
+    assets: Assets = [],
+    settings: Settings = {},
+    out: Place = DEFAULT_OUT,
+    batch: BatchId = "",
 ) -> Made:
     """Generate a 3D object from a prompt.
 
     Args:
+        prompt: what to make, in a few words on one line.
+        preset: mini (CPU, embedded models), sd21 (the paper's setting) or smoke (a few steps, to try the machinery).
+        method: redream, or without retrieved assets vsd or sds.
+        seed: the same seed gives the same object.
         index: folder of an index; empty for the miniature's own, which is built where it is missing.
         assets: mesh files to start from instead of retrieving.
         settings: overrides such as `{"distill.num_steps": 500}`.
+        out: folder of runs and stage outputs, on the worker's machine.
         batch: the run of the batch that asks for this, if one does.
     """
     request = checked_request(prompt, preset, method, seed, out, index, assets, settings)

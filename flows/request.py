@@ -20,7 +20,7 @@ from typing import Any
 from redream.config import PRESETS, Method, RunConfig, with_overrides
 from redream.weights import weights_digest, weights_path
 
-DEFAULT_OUT = "redream-out"
+DEFAULT_OUT = os.environ.get("REDREAM_OUT") or "redream-out"
 MAX_PROMPT_CHARS = 1000
 MESH_SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl")
 
@@ -181,6 +181,8 @@ def checked_index(index: str, preset: str, config: RunConfig) -> None:
 def checked_out(out: str | Path) -> Path:
     """Create the output folder and return its absolute path, if files can be written there."""
     path = Path(out).absolute()
+    if "PREFECT__FLOW_RUN_ID" in os.environ and not Path(out).is_absolute():  # Prefect deletes its working folder
+        raise ValueError(f"out is {out!r}; a deployed run needs an absolute folder, or REDREAM_OUT set on its worker")
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".probe-{os.getpid()}"

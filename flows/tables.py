@@ -41,7 +41,7 @@ def neighbor_table(neighbors: list[dict[str, Any]]) -> Table:
         table.add_row(
             f"{neighbor['score']:.3f}",
             f"{neighbor['text_score']:.3f}",
-            asset["asset_id"][:12],
+            shown(asset["asset_id"][:12]),
             shown(asset["caption"]),
             shown(asset["license"]),
         )
@@ -132,7 +132,7 @@ def again(record: Mapping[str, Any], out: str) -> str:
 
 def shown(text: str) -> str:
     """Return a stranger's text as a table may hold it."""
-    return escape(visible_text(text))
+    return escape(visible_text(text).replace("\r", " "))  # which would start a line anew
 
 
 def _took(record: Mapping[str, Any]) -> str:

@@ -7,6 +7,8 @@ thread learns of Ctrl-C.
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -29,6 +31,8 @@ from rich.text import Text
 
 Item = TypeVar("Item")
 LINE_EVERY_SECONDS = 10.0
+
+logger = logging.getLogger("redream.progress")  # PREFECT_LOGGING_EXTRA_LOGGERS names its parent
 
 stop_requested = threading.Event()
 
@@ -127,8 +131,11 @@ def waiting(label: str) -> Iterator[None]:
 
 
 def say(line: str) -> None:
-    """Print one line on standard error, above the bars if there are any."""
-    _display.console.print(line, markup=False, soft_wrap=True)
+    """Print one line on standard error, above the bars if there are any; a deployed run writes it to its log."""
+    if "PREFECT__FLOW_RUN_ID" in os.environ:
+        logger.info(line)
+    else:
+        _display.console.print(line, markup=False, soft_wrap=True)
 
 
 def raise_if_stopped() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from redream.clip import Clip
 from redream.config import smoke
 from redream.metrics.perceptual import PerceptualConfig, PerceptualNet
 from tests.index_build.conftest import catalog_of
+from tests.flows.services import Served, start
 from tests.redream.conftest import save_tiny_clip, save_tiny_prior
 
 
@@ -68,3 +70,13 @@ def save_meshes(folder: Path) -> dict[str, str]:
     for name, mesh in shapes.items():
         mesh.export(folder / f"{name}.glb")
     return {name: str(folder / f"{name}.glb") for name in shapes}
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """`redream serve` with a new folder, for all tests that need it running."""
+    served = start(tmp_path_factory.mktemp("served") / "out", "--max-resumes", "2")
+    try:
+        yield served
+    finally:
+        served.stop()

@@ -131,6 +131,7 @@ def test_help_names_every_command() -> None:
         "sync",
         "gc",
         "ui",
+        "serve",
         "doctor",
         "index",
     ):

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from flows import doctor
+from tests.flows.services import Served, free_port
 
 
-def test_every_lack_comes_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_lack_comes_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # OpenGL is asked in a process of its own, which takes seconds; its test is below.
     monkeypatch.setattr(doctor, "check_gl", doctor.check_scann)
-    findings = doctor.examine()
-    assert {"machine", "GPU", "ScaNN", "tiny-cuda-nn", "orchestration", "mini weights", "sd21 weights"} <= {
-        finding.name for finding in findings
-    }
+    findings = doctor.examine(tmp_path)
+    names = {"machine", "GPU", "ScaNN", "tiny-cuda-nn", "orchestration", "mini weights", "sd21 weights", "servers"}
+    assert names <= {finding.name for finding in findings}
     for finding in findings:
         assert finding.found
         assert finding.state == "ok" or finding.remedy
@@ -56,3 +56,25 @@ def test_machine_without_opengl_is_told_what_to_install(monkeypatch: pytest.Monk
     assert finding.state == "missing"
     assert finding.found == "no OpenGL context by egl"
     assert "install" in finding.remedy
+
+
+def test_server_that_does_not_answer_is_missing_where_it_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [finding.state for finding in doctor.check_servers(tmp_path)] == ["optional"]
+    port = free_port()
+    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    findings = doctor.check_servers(tmp_path)
+    assert [(finding.name, finding.state) for finding in findings] == [("Prefect", "missing"), ("MLflow", "missing")]
+    assert all("does not answer" in finding.found and "redream serve" in finding.remedy for finding in findings)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    assert doctor.check_servers(tmp_path)[-1].state == "ok"
+
+
+def test_doctor_sees_what_serve_runs_in_minutes(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    found = {finding.name: finding for finding in doctor.check_servers(served.out)}
+    assert found.keys() == {"Prefect", "work pool", "worker", "MLflow"}
+    assert all(finding.state == "ok" for finding in found.values())
+    assert found["Prefect"].found == served.api

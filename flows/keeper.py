@@ -1,0 +1,176 @@
+"""What keeps a Prefect server in order for redream: `python -m flows.keeper`, one for each server.
+
+It creates the work pool, the deployments and an automation, and then looks after runs whose process or machine died:
+
+- A run that was `Running` and says nothing for two minutes is marked `Crashed` by the automation. By default it would
+  stay `Running` for ever.
+- A run that was handed to a worker and never started is marked `Crashed` as well.
+- A crashed run is scheduled again, at most `--max-resumes` times; its finished stages are in the store, and it
+  continues from its last checkpoint. The state `Resumed` in its history counts the attempts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flows.environment import QUIET
+from flows.serving import POOL
+
+if TYPE_CHECKING:
+    from prefect.automations import Automation
+    from prefect.client.orchestration import PrefectClient
+    from prefect.client.schemas.objects import FlowRun
+
+PROJECT = Path(__file__).parents[1]
+AUTOMATION = "redream: runs that fell silent are crashed"
+RESUMED = "Resumed"
+SILENT = "No sign of life: its process or its machine died."
+SILENCE = timedelta(seconds=120)  # four heartbeats; less marks healthy runs
+START = timedelta(seconds=300)  # for a worker to start the process of a run, on a busy machine as well
+RESUME_DELAY = timedelta(seconds=15)  # a worker that learns of the death meanwhile frees the run's place
+RESUME_WITHIN = timedelta(days=1)  # what crashed before is nobody's business any more
+LOOK_EVERY_SECONDS = 5.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m flows.keeper", description=(__doc__ or "").partition(":")[0])
+    parser.add_argument("--max-resumes", type=int, default=3, help="attempts after crashes, for each run")
+    asked = parser.parse_args()
+    if "PREFECT_API_URL" not in os.environ:
+        parser.error("set PREFECT_API_URL to the server's address, such as http://127.0.0.1:4200/api")
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    asyncio.run(keep(asked.max_resumes))
+
+
+async def keep(max_resumes: int) -> None:
+    from httpx import HTTPError
+    from prefect.client.orchestration import get_client
+
+    async with get_client() as client:
+        await create_pool(client)
+        await create_automation()
+        deploy()
+        print(f"keeper: pool {POOL!r} and its deployments are there", file=sys.stderr, flush=True)
+        while True:
+            try:
+                for line in await reconcile(client, max_resumes, datetime.now(UTC)):
+                    print(f"keeper: {line}", file=sys.stderr, flush=True)
+            except HTTPError as error:  # the server is away for a while; so are its runs
+                print(f"keeper: Prefect does not answer ({type(error).__name__})", file=sys.stderr, flush=True)
+            await asyncio.sleep(LOOK_EVERY_SECONDS)
+
+
+async def create_pool(client: PrefectClient) -> None:
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import ObjectAlreadyExists
+    from prefect.workers.process import ProcessWorker
+
+    template = ProcessWorker.get_default_base_job_template()
+    try:
+        await client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
+    except ObjectAlreadyExists:
+        return
+
+
+def deploy() -> None:
+    """Create or update every deployment of prefect.yaml."""
+    if not (PROJECT / "prefect.yaml").is_file():
+        raise ValueError(f"{PROJECT} has no prefect.yaml; install redream from its repository")
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+    environment = {**os.environ, "PWD": str(PROJECT)}
+    done = subprocess.run(
+        command, cwd=PROJECT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"prefect deploy --all failed: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+
+
+async def create_automation() -> None:
+    from prefect.automations import Automation
+
+    wanted = silence_automation()
+    try:
+        there = await Automation.aread(name=AUTOMATION)
+    except ValueError:
+        await wanted.acreate()
+        return
+    there.trigger, there.actions, there.enabled = wanted.trigger, wanted.actions, True
+    await there.aupdate()
+
+
+def silence_automation() -> Automation:
+    """Return Prefect's rule that a run without heartbeats for `SILENCE` has crashed."""
+    from prefect.automations import Automation, EventTrigger, Posture
+    from prefect.client.schemas.objects import StateType
+    from prefect.events.actions import ChangeFlowRunState
+
+    ends = ("Completed", "Failed", "Cancelled", "Crashed")
+    return Automation(
+        name=AUTOMATION,
+        description="Its process or its machine died. python -m flows.keeper schedules it again.",
+        trigger=EventTrigger(
+            posture=Posture.Proactive,
+            after={"prefect.flow-run.heartbeat"},
+            expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{end}" for end in ends)},
+            for_each={"prefect.resource.id"},
+            match={"prefect.resource.id": "prefect.flow-run.*"},  # pyright: ignore[reportArgumentType]
+            threshold=1,
+            within=SILENCE,
+        ),
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=SILENT, force=False)],
+    )
+
+
+async def reconcile(client: PrefectClient, max_resumes: int, now: datetime) -> list[str]:
+    """Mark runs that never started as crashed, and schedule crashed runs again; returns what was done."""
+    done = []
+    for run in await _runs_in(client, "PENDING", now):
+        if _age(run, now) >= START:
+            await _set_state(client, run, "CRASHED", "Crashed", "No worker started it.")
+            done.append(f"{run.name}: no worker started it")
+    for run in await _runs_in(client, "CRASHED", now):
+        if _age(run, now) < RESUME_DELAY:
+            continue
+        states = await client.read_flow_run_states(run.id)
+        num_resumed = sum(state.name == RESUMED for state in states)
+        if num_resumed < max_resumes:
+            attempt = f"attempt {num_resumed + 1} of {max_resumes} after a crash"
+            await _set_state(client, run, "SCHEDULED", RESUMED, attempt)
+            done.append(f"{run.name}: {attempt}")
+    return done
+
+
+async def _runs_in(client: PrefectClient, state: str, now: datetime) -> list[FlowRun]:
+    """Return the deployed runs in a state, of those that began to be in it lately."""
+    from prefect.client.schemas import filters
+
+    found = filters.FlowRunFilter(
+        deployment_id=filters.FlowRunFilterDeploymentId(is_null_=False),
+        state=filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=[state])),  # pyright: ignore
+    )
+    pool = filters.WorkPoolFilter(name=filters.WorkPoolFilterName(any_=[POOL]))
+    runs = await client.read_flow_runs(flow_run_filter=found, work_pool_filter=pool)
+    return [run for run in runs if _age(run, now) < RESUME_WITHIN]
+
+
+def _age(run: FlowRun, now: datetime) -> timedelta:
+    return now - run.state.timestamp if run.state is not None else timedelta()
+
+
+async def _set_state(client: PrefectClient, run: FlowRun, type_: str, name: str, message: str) -> None:
+    from prefect.states import Crashed, Scheduled
+
+    state = Scheduled(name=name, message=message) if type_ == "SCHEDULED" else Crashed(name=name, message=message)
+    await client.set_flow_run_state(run.id, state, force=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""The limits of the flows' parameters, as Prefect's form shows them and its server enforces them.
+
+The server refuses a bad value before a run exists. What it cannot know, such as the range of each setting,
+`flows/request.py` checks when the flow starts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Annotated, Any, get_args, get_type_hints
+
+from pydantic import Field, StringConstraints
+
+from flows.request import MAX_PROMPT_CHARS
+from redream.config import PRESETS, Method, RunConfig
+
+PresetName = Annotated[str, Field(json_schema_extra={"enum": [*PRESETS]})]
+MethodName = Annotated[str, Field(json_schema_extra={"enum": [*get_args(Method)]})]
+
+# One line of text with something to see in it. Rust, Python and JavaScript read these the same way.
+_CONTROLS = r"\x00-\x1f\x7f-\x9f\u2028\u2029"
+Prompt = Annotated[
+    str,
+    StringConstraints(
+        min_length=1, max_length=MAX_PROMPT_CHARS, pattern=rf"^[^{_CONTROLS}]*[^\s{_CONTROLS}][^{_CONTROLS}]*$"
+    ),
+]
+Prompts = Annotated[list[Prompt], Field(max_length=100_000)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Seeds = Annotated[list[Seed], Field(min_length=1, max_length=1000)]
+Processes = Annotated[int, Field(ge=0, le=1000)]
+Place = Annotated[str, StringConstraints(max_length=4096, pattern=r"^[^\x00-\x1f]*$")]
+Assets = Annotated[list[Annotated[Place, StringConstraints(min_length=1)]], Field(max_length=20)]
+SETTING_NAMES = sorted(  # the method has a parameter of its own
+    {f"{section}.{setting.name}" for section, config in get_type_hints(RunConfig).items() for setting in fields(config)}
+    - {"distill.method"}
+)
+Settings = Annotated[dict[str, Any], Field(json_schema_extra={"propertyNames": {"enum": [*SETTING_NAMES]}})]
+# As `new_run_id` makes them: no dots and no slashes, so that none leaves the folder of the runs.
+RunId = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[a-z0-9][a-z0-9-]*$")]
+BatchId = Annotated[str, StringConstraints(max_length=100, pattern=r"^[a-z0-9-]*$")]
+RunIds = Annotated[list[RunId], Field(min_length=1, max_length=1000)]
+CatalogName = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f]*$")]

@@ -1,0 +1,106 @@
+"""What prefect.yaml promises: every deployment says what it takes, and bad values are refused before a run exists."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prefect.utilities.callables import parameter_schema
+
+from flows.parameters import SETTING_NAMES
+from flows.serving import ask
+from redream.config import PRESETS, RunConfig, flatten, with_overrides
+from tests.flows.services import Served
+
+ROOT = Path(__file__).parents[2]
+DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+
+
+def flow_of(deployment: dict[str, Any]) -> Any:
+    module, _, name = deployment["entrypoint"].rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+@pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda deployment: deployment["name"])
+def test_every_deployment_says_what_it_takes_and_where_it_runs(deployment: dict[str, Any]) -> None:
+    schema = parameter_schema(flow_of(deployment)).model_dump()["properties"]
+    for name, parameter in schema.items():
+        assert parameter["description"], name
+        limits = {"enum", "minimum", "maxLength", "maxItems", "propertyNames"} & set(parameter)
+        assert limits or parameter["type"] == "boolean", f"{name} takes anything"
+    assert deployment.get("parameters", {}).keys() <= schema.keys()
+    assert deployment["description"]
+    assert "redream" in deployment["tags"]
+    assert {"name", "work_queue_name"} <= deployment["work_pool"].keys()
+
+
+def test_form_offers_the_presets_and_settings_that_exist() -> None:
+    generate = next(entry for entry in DEPLOYMENTS if entry["name"] == "generate")
+    schema = parameter_schema(flow_of(generate)).model_dump()["properties"]
+    assert schema["preset"]["enum"] == list(PRESETS)
+    offered = schema["settings"]["propertyNames"]["enum"]
+    assert "distill.method" not in offered  # a parameter of its own
+    sections = {name.partition(".")[0] for name in flatten(RunConfig())}
+    assert {name.partition(".")[0] for name in offered} == sections
+    assert offered == SETTING_NAMES
+    for name in offered:
+        with pytest.raises(ValueError) as refused:
+            with_overrides(RunConfig(), {name: object()})
+        assert "unknown" not in str(refused.value)
+
+
+def test_fresh_clone_deploys_all_in_minutes(served: Served, tmp_path: Path) -> None:
+    """`prefect --no-prompt deploy --all` with nothing but what git tracks."""
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode()
+    for name in filter(None, tracked.split("\0")):
+        if (ROOT / name).is_file() and not name.startswith(("redream/mini/weights", "tests/")):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, tmp_path / name)
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=served.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for deployment in DEPLOYMENTS:
+        status, there = ask(f"{served.api}/deployments/name/{flow_of(deployment).name}/{deployment['name']}")
+        assert status == 200
+        assert there["entrypoint"] == deployment["entrypoint"]
+        assert there["tags"] == deployment["tags"]
+        assert there["work_pool_name"] == deployment["work_pool"]["name"]
+        limit = (there["global_concurrency_limit"] or {}).get("limit")
+        assert limit == deployment.get("concurrency_limit", {}).get("limit")
+
+
+@pytest.mark.parametrize(
+    ("deployment", "parameters"),
+    [
+        ("generate/generate", {}),
+        ("generate/generate", {"prompt": ""}),
+        ("generate/generate", {"prompt": " \t "}),
+        ("generate/generate", {"prompt": "x" * 1001}),
+        ("generate/generate", {"prompt": "a \x1b[31mred cube"}),
+        ("generate/generate", {"prompt": "a red\ncube"}),
+        ("generate/generate", {"prompt": "a cube", "preset": "minni"}),
+        ("generate/generate", {"prompt": "a cube", "method": "dreamfusion"}),
+        ("generate/generate", {"prompt": "a cube", "seed": -1}),
+        ("generate/generate", {"prompt": "a cube", "seed": "many"}),
+        ("generate/generate", {"prompt": "a cube", "settings": {"distill.num_stepps": 5}}),
+        ("generate/generate", {"prompt": "a cube", "assets": ["a\x00.glb"]}),
+        ("evaluate/evaluate", {"run_ids": []}),
+        ("evaluate/evaluate", {"run_ids": ["../../etc"]}),
+        ("build_index/build-index", {"preset": "huge"}),
+    ],
+)
+def test_server_refuses_bad_values_before_a_run_exists_in_minutes(
+    served: Served, deployment: str, parameters: dict[str, Any]
+) -> None:
+    before = served.runs()
+    status, _ = served.create_run(deployment, parameters)
+    assert status == 409
+    assert served.runs() == before

@@ -1,0 +1,102 @@
+"""What the keeper does to runs, against a real server; how processes die is in test_crashes.py."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from prefect import flow
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.states import Completed, Crashed, Pending, Running, State
+
+from flows.keeper import RESUME_WITHIN, RESUMED, START, create_automation, create_pool, reconcile
+from flows.serving import POOL
+
+
+@flow(name="kept")
+def kept() -> None:
+    """Never run: only its record is needed."""
+
+
+def with_run(
+    state: State[Any], check: Callable[[PrefectClient, UUID], Awaitable[None]], is_deployed: bool = True
+) -> None:
+    """Let `check` look at a run that is in a state, in the keeper's pool."""
+
+    async def prepare() -> None:
+        async with get_client() as client:
+            await create_pool(client)
+            flow_id = await client.create_flow(kept)
+            deployment_id = await client.create_deployment(flow_id, name="kept", work_pool_name=POOL)
+            if is_deployed:
+                run = await client.create_flow_run_from_deployment(deployment_id)
+            else:
+                run = await client.create_flow_run(kept)
+            await client.set_flow_run_state(run.id, state, force=True)
+            try:
+                await check(client, run.id)
+            finally:
+                await client.delete_flow_run(run.id)
+
+    asyncio.run(prepare())
+
+
+async def look(client: PrefectClient, run_id: UUID, after: timedelta, max_resumes: int = 2) -> str:
+    """Let the keeper look some time after now, and return the state that the run is in then."""
+    await reconcile(client, max_resumes, datetime.now(UTC) + after)
+    state = (await client.read_flow_run(run_id)).state
+    assert state is not None
+    return str(state.name)
+
+
+def test_crashed_run_is_scheduled_again_after_a_moment_and_a_set_number_of_times(prefect_server: None) -> None:
+    async def check(client: PrefectClient, run_id: UUID) -> None:
+        assert await look(client, run_id, timedelta(seconds=1)) == "Crashed"  # its worker may not know yet
+        for _ in range(2):
+            assert await look(client, run_id, timedelta(seconds=30)) == RESUMED
+            await client.set_flow_run_state(run_id, Running(), force=True)
+            await client.set_flow_run_state(run_id, Crashed(), force=True)
+        assert await look(client, run_id, timedelta(seconds=30)) == "Crashed"
+        run = await client.read_flow_run(run_id)
+        states = await client.read_flow_run_states(run_id)
+        assert [state.name for state in states].count(RESUMED) == 2
+        assert run.state is not None and run.state.is_final()
+
+    with_run(Crashed(), check)
+
+
+def test_run_that_no_worker_started_is_crashed_but_not_before_a_worker_had_time(prefect_server: None) -> None:
+    async def check(client: PrefectClient, run_id: UUID) -> None:
+        assert await look(client, run_id, START / 2) == "Pending"
+        assert await look(client, run_id, START, max_resumes=0) == "Crashed"
+
+    with_run(Pending(), check)
+
+
+def test_other_runs_are_left_alone(prefect_server: None) -> None:
+    def stays(name: str, after: timedelta) -> Callable[[PrefectClient, UUID], Awaitable[None]]:
+        async def check(client: PrefectClient, run_id: UUID) -> None:
+            assert await look(client, run_id, after) == name
+
+        return check
+
+    hour = timedelta(hours=1)
+    with_run(Running(), stays("Running", hour))  # whether it is silent, the automation knows
+    with_run(Completed(), stays("Completed", hour))
+    with_run(Crashed(), stays("Crashed", RESUME_WITHIN + hour))  # nobody's business any more
+    with_run(Crashed(), stays("Crashed", hour), is_deployed=False)  # somebody's command, which ended
+
+
+def test_second_keeper_changes_nothing(prefect_server: None) -> None:
+    async def twice() -> tuple[int, int]:
+        async with get_client() as client:
+            for _ in range(2):
+                await create_pool(client)
+                await create_automation()
+            pools = [pool.name for pool in await client.read_work_pools()]
+            return pools.count(POOL), len(await client.read_automations())
+
+    assert asyncio.run(twice()) == (1, 1)
