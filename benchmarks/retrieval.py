@@ -24,7 +24,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 
 DIM, NUM_QUERIES, NUM_NEIGHBORS = 768, 100, 100
-GRAPH_ROWS = 100_000  # graphs are built over so many rows only: at 800,000 they take an hour here
+GRAPH_ROWS = 100_000  # graphs are built over so many rows only, for the time it takes
 SHARD_ROWS = 2048
 GAP = 0.7  # how far prompts lie on the way from captions to renders
 
