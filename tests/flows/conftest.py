@@ -17,8 +17,8 @@ from redream.assets import Asset
 from redream.clip import Clip
 from redream.config import smoke
 from redream.metrics.perceptual import PerceptualConfig, PerceptualNet
-from tests.index_build.conftest import catalog_of
 from tests.flows.services import Served, start
+from tests.index_build.conftest import catalog_of
 from tests.redream.conftest import save_tiny_clip, save_tiny_prior
 
 
