@@ -31,9 +31,10 @@ from tasks.runs import Run, open_run
 
 ONE_THREAD = {"threads_per_worker": 1}
 RUNNERS = ("local", "dask", "ray")
+ONE_THREAD_RUNNER: Any = ThreadPoolTaskRunner(max_workers=1)  # its generics do not fit its own decorator's
 
 
-@flow(name="build_index", flow_run_name="index of {catalog}", task_runner=ThreadPoolTaskRunner(max_workers=1))
+@flow(name="build_index", flow_run_name="index of {catalog}", task_runner=ONE_THREAD_RUNNER)
 def build_index(
     catalog: CatalogName = "mini",
     preset: PresetName = "mini",
@@ -99,12 +100,12 @@ def task_runner(name: str, address: str = "") -> TaskRunner[Any]:
         return ThreadPoolTaskRunner(max_workers=1)
     try:
         if name == "dask":
-            from prefect_dask import DaskTaskRunner
+            from prefect_dask import DaskTaskRunner  # pyright: ignore[reportMissingImports]  # an extra
 
             return DaskTaskRunner(
                 address=address or None, cluster_kwargs=None if address else {"threads_per_worker": 1}
             )
-        from prefect_ray import RayTaskRunner
+        from prefect_ray import RayTaskRunner  # pyright: ignore[reportMissingImports]  # an extra
 
         return RayTaskRunner(address=address or None)
     except ImportError as error:

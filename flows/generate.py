@@ -69,7 +69,7 @@ def make(run: Run, request: Request) -> Made:
             found = take_assets.submit(run, list(request.assets), config.mesh).result()
         else:
             index_place = find_index(run, request.index, config.retrieval)
-            found = retrieve.submit(run, index_place, config.retrieval).result()
+            found = retrieve.submit(run, index_place, config.retrieval, config.download, config.mesh).result()
         fronts = align.submit(run, found, config.retrieval.clip_model, config.orientation, config.mesh).result()
         views = render.submit(run, found, fronts, config.render, config.camera, config.mesh).result()
         warming = warm_up.submit(run, views, config, CONCURRENT_STAGES)

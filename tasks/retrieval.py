@@ -17,10 +17,10 @@ from urllib.parse import unquote
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from redream.config import MeshLimits, RetrievalConfig
+from redream.config import DownloadConfig, MeshLimits, RetrievalConfig
 from redream.weights import weights_digest
 from tasks.indexing import IndexPlace
-from tasks.progress import waiting
+from tasks.progress import track, waiting
 from tasks.runs import Run
 from tasks.stage import RETRIES, RETRY_DELAYS, Work, choose_device, is_passing, run_stage
 from tasks.store import Output, file_digest, stage_key, write_json
@@ -39,8 +39,10 @@ OWN_LICENSE = "the user's own"
     retry_delay_seconds=RETRY_DELAYS,
     retry_condition_fn=is_passing,
 )
-def retrieve(run: Run, index: IndexPlace, config: RetrievalConfig) -> Output:
-    """Find the assets nearest to the run's prompt and keep their meshes."""
+def retrieve(
+    run: Run, index: IndexPlace, config: RetrievalConfig, download: DownloadConfig, limits: MeshLimits
+) -> Output:
+    """Find the assets nearest to the run's prompt and keep their meshes; those of Objaverse are downloaded first."""
     inputs = {"index": index.content_hash, "clip": weights_digest(config.clip_model)}
     settings = {
         "prompt": run.prompt,
@@ -51,6 +53,7 @@ def retrieve(run: Run, index: IndexPlace, config: RetrievalConfig) -> Output:
 
     def produce(work: Work) -> dict[str, object]:
         retrieval = search(index, run.prompt, config)
+        fetch_meshes(retrieval, download, limits)
         return _save(retrieval, work)
 
     return run_stage(run, stage_key("retrieve", STAGE_VERSION, settings, inputs), settings, produce)
@@ -101,6 +104,15 @@ def search(index: IndexPlace, prompt: str, config: RetrievalConfig) -> Retrieval
     if not retrieval.neighbors:
         raise ValueError(f"no asset of index {index.index_dir} is licensed under {', '.join(config.licenses)} alone")
     return retrieval
+
+
+def fetch_meshes(retrieval: Retrieval, config: DownloadConfig, limits: MeshLimits) -> None:
+    """Download what was found and is not there yet; an index of Objaverse names more than anyone keeps."""
+    from index_build.download import fetch_mesh
+    from redream.assets import load_mesh
+
+    for neighbor in track(retrieval.neighbors, "retrieve: meshes", len(retrieval.neighbors)):
+        fetch_mesh(neighbor.asset.mesh_path, partial(load_mesh, limits=limits), config)
 
 
 def load_retrieval(output: Output) -> Retrieval:

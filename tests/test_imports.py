@@ -13,7 +13,7 @@ LAYERS = (
     {"assets", "licenses"},
     {"retrieval", "index_files", "text_recall", "orientation", "field", "prior"},
     {"distill"},
-    {"metrics", "export", "page"},
+    {"metrics", "export", "page", "gallery"},
     {"mini"},  # makes weights and catalogs with whatever it needs; nothing of the method imports it
 )
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))

@@ -128,7 +128,7 @@ def test_a_runner_whose_packages_are_missing_is_refused_with_the_remedy(monkeypa
 
 def test_a_build_on_dask_outlives_a_worker_that_is_killed_in_minutes(meshes: Path, clip_folder: Path) -> None:
     pytest.importorskip("prefect_dask", reason="the extra `dask` is not installed")
-    from distributed import LocalCluster
+    from distributed import LocalCluster  # pyright: ignore[reportMissingImports]  # an extra
 
     for number in range(20):
         trimesh.creation.box((1, 1, 1 + number)).export(meshes / f"box {number}.glb")

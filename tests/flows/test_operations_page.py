@@ -39,7 +39,8 @@ def command(line: str) -> list[str]:
 
 
 def exports(line: str, replaced: dict[str, str]) -> dict[str, str]:
-    names = dict(assignment.partition("=")[::2] for assignment in shlex.split(line)[1:])
+    pairs = (assignment.partition("=") for assignment in shlex.split(line)[1:])
+    names = {name: value for name, _, value in pairs}
     for name, value in names.items():
         for old, new in replaced.items():
             names[name] = value = value.replace(old, new)

@@ -16,6 +16,7 @@ from tasks import indexing
 from tasks.indexing import CatalogRequest, IndexPlace, build_lock, check
 from tasks.retrieval import search
 from tasks.runs import Run
+from tasks.tracking import experiment_id
 from tests.redream.conftest import save_tiny_clip
 
 
@@ -57,7 +58,7 @@ def test_a_folder_becomes_an_index_that_is_searched_checked_and_tracked(run: Run
     assert {neighbor.asset.caption for neighbor in found.neighbors} == {"red box", "ball"}
     assert check(place.index_dir, request_for.retrieval.clip_model, 10).text_recall == 1.0
     client = MlflowClient(run.tracking.uri)
-    tracked = next(r for r in client.search_runs([run.tracking.experiment_id]) if r.info.run_name == "index")
+    tracked = next(r for r in client.search_runs([experiment_id(run.tracking)]) if r.info.run_name == "index")
     assert tracked.data.metrics["index/num_embedded"] == 2 and tracked.data.metrics["index/cross_recall"] == 1.0
     report = json.loads(Path(client.download_artifacts(tracked.info.run_id, "index_check.json")).read_text())
     assert report["num_missing"] == report["num_orphaned"] == 0

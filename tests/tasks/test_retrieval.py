@@ -13,11 +13,14 @@ import trimesh
 from PIL import Image
 from prefect.client.schemas.objects import State
 
-from redream.assets import load_mesh
-from redream.config import MeshLimits
-from tasks.retrieval import OWN_LICENSE, load_retrieval, mesh_files, take_assets
+from redream.assets import Asset, load_mesh
+from redream.config import DownloadConfig, MeshLimits
+from redream.retrieval import Neighbor, Retrieval
+from tasks.retrieval import OWN_LICENSE, fetch_meshes, load_retrieval, mesh_files, take_assets
 from tasks.runs import Run
 from tasks.store import Output
+from tests.index_build.hostile_server import content as answer_of
+from tests.index_build.hostile_server import serving
 
 
 def taken(run: Run, *paths: Path) -> Output:
@@ -102,3 +105,28 @@ def test_file_that_is_no_mesh_is_refused(run: Run, tmp_path: Path) -> None:
     (tmp_path / "broken.glb").write_bytes(b"glTF")
     with pytest.raises(ValueError, match=r"broken\.glb"):
         take_assets.fn(run, [str(tmp_path / "broken.glb")], MeshLimits())
+
+
+def test_only_found_objects_that_are_not_there_are_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    glb: Any = trimesh.Scene(trimesh.creation.box()).export(file_type="glb")
+    paths = [tmp_path / "glbs" / "000-023" / f"{uid}.glb" for uid in ("here", "missing")]
+    paths[0].parent.mkdir(parents=True)
+    paths[0].write_bytes(glb)
+    found = Retrieval(prompt="a box", neighbors=tuple(neighbor_at(path) for path in paths))
+    with serving() as server:
+        server.answers["/glbs/000-023/missing.glb"] = answer_of(glb)
+        fetch_meshes(found, DownloadConfig(base_url=server.url), MeshLimits())
+    assert server.asked == ["/glbs/000-023/missing.glb"]
+    assert paths[1].read_bytes() == glb
+
+
+def test_an_asset_whose_mesh_is_gone_is_named(tmp_path: Path) -> None:
+    found = Retrieval(prompt="a box", neighbors=(neighbor_at(tmp_path / "gone.glb"),))
+    with pytest.raises(ValueError, match=r"gone\.glb does not exist"):
+        fetch_meshes(found, DownloadConfig(), MeshLimits())
+
+
+def neighbor_at(path: Path) -> Neighbor:
+    asset = Asset(asset_id=path.stem, mesh_path=str(path), caption="a box", source="objaverse", license="cc0")
+    return Neighbor(asset=asset, score=1.0, text_score=1.0)

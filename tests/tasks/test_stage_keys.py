@@ -71,13 +71,13 @@ def keys(
     found = fronts = views = warm = adapter = None
     if method == "redream":
         if meshes:
-            found = done(retrieval.take_assets.fn(asked, meshes))
+            found = done(retrieval.take_assets.fn(asked, meshes, config.mesh))
         else:
             place = IndexPlace(index_dir="", asset_root="", content_hash=index, num_assets=1)
             place = place if index else built_index(done(indexing.index_miniature.fn(asked, config.retrieval)))
-            found = done(retrieval.retrieve.fn(asked, place, config.retrieval))
-        fronts = done(orientation.align.fn(asked, found, config.retrieval.clip_model, config.orientation))
-        views = done(rendering.render.fn(asked, found, fronts, config.render, config.camera))
+            found = done(retrieval.retrieve.fn(asked, place, config.retrieval, config.download, config.mesh))
+        fronts = done(orientation.align.fn(asked, found, config.retrieval.clip_model, config.orientation, config.mesh))
+        views = done(rendering.render.fn(asked, found, fronts, config.render, config.camera, config.mesh))
         warm = done(distillation.warm_up.fn(asked, views, config, 1))
         adapter = done(adaptation.adapt.fn(asked, views, config, 1)) if config.distill.use_adapter else None
     particles = done(distillation.distill.fn(asked, views, warm, adapter, config))
