@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from redream.page import PageContent, PageCurve, PageMetric, PageSamples
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 DELIVERED = ("page.html", "turntable.mp4", "mesh.glb")  # into the run's own folder
 ASSET_VIEWS = 60  # of each asset's turntable
 NO_CURVES = ("step", "t", "particle")  # drawn at random in every step
