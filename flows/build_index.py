@@ -12,7 +12,7 @@ from prefect import flow
 from prefect.futures import PrefectFuture, as_completed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows.parameters import CatalogName, Place, PresetName, Settings
+from flows.parameters import CatalogName, Licenses, Place, PresetName, Settings
 from flows.request import DEFAULT_OUT, checked_config, checked_out
 from redream.config import RetrievalConfig
 from tasks.indexing import (
@@ -39,10 +39,10 @@ def build_index(
     catalog: CatalogName = "mini",
     preset: PresetName = "mini",
     settings: Settings = {},
-    captions: str = "",
-    licenses: list[str] = [],
-    renders: str = "",
-    index: str = "",
+    captions: Place = "",
+    licenses: Licenses = [],
+    renders: Place = "",
+    index: Place = "",
     out: Place = DEFAULT_OUT,
 ) -> IndexPlace:
     """Build the index of a catalog, or bring it up to date.

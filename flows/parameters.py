@@ -40,4 +40,5 @@ Settings = Annotated[dict[str, Any], Field(json_schema_extra={"propertyNames": {
 RunId = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[a-z0-9][a-z0-9-]*$")]
 BatchId = Annotated[str, StringConstraints(max_length=100, pattern=r"^[a-z0-9-]*$")]
 RunIds = Annotated[list[RunId], Field(min_length=1, max_length=1000)]
+Licenses = Annotated[list[Annotated[str, StringConstraints(max_length=20)]], Field(max_length=20)]
 CatalogName = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f]*$")]

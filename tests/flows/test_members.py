@@ -37,11 +37,11 @@ def test_every_seed_makes_an_object_of_every_prompt(tmp_path: Path) -> None:
 def test_lines_of_json_have_settings_of_their_own(tmp_path: Path) -> None:
     (tmp_path / "mesh.glb").write_bytes(b"x")
     lines = (
-        '{"prompt": "a", "seed": 3, "method": "sds", "settings": {"distill.num_steps": 7}}\n'
+        '{"prompt": "a", "seed": 3, "method": "sds", "settings": {"distill.num_steps": 700}}\n'
         f'{{"prompt": "b", "seeds": [1, 2, 1], "assets": ["{tmp_path / "mesh.glb"}"], "preset": "smoke"}}\n'
     )
     one, two, three = read(tmp_path, lines, "prompts.jsonl")
-    assert (one.request.seed, one.request.method, one.request.config.distill.num_steps) == (3, "sds", 7)
+    assert (one.request.seed, one.request.method, one.request.config.distill.num_steps) == (3, "sds", 700)
     assert (two.request.seed, three.request.seed, two.request.preset) == (1, 2, "smoke")
     assert two.request.assets == (str(tmp_path / "mesh.glb"),)
 
