@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-from redream.assets import SUFFIXES
 from redream.index_files import check_files
+from redream.mesh_files.reader import SUFFIXES
 from redream.retrieval import AssetIndex
 from redream.text_recall import float_blocks
 

@@ -117,11 +117,16 @@ def save_prior(
     networks: TextToLatents, codec: PatchCodec, tokenizer: CLIPTokenizer, scheduler: DDIMScheduler, out: Path
 ) -> None:
     """Write a diffusers pipeline folder, all weights as safetensors."""
-    networks_by_name = {"text_encoder": networks.text_encoder, "unet": networks.unet, "vae": codec}
-    parts: dict[str, Any] = {**networks_by_name, "tokenizer": tokenizer, "scheduler": scheduler}
-    pipeline = StableDiffusionPipeline(
-        **parts, **dict.fromkeys(("safety_checker", "feature_extractor")), requires_safety_checker=False
-    )
+    parts: dict[str, Any] = {
+        "text_encoder": networks.text_encoder,
+        "unet": networks.unet,
+        "vae": codec,
+        "tokenizer": tokenizer,
+        "scheduler": scheduler,
+        "safety_checker": None,
+        "feature_extractor": None,
+    }
+    pipeline = StableDiffusionPipeline(**parts, requires_safety_checker=False)
     pipeline.save_pretrained(out, safe_serialization=True)
 
 

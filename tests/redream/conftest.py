@@ -108,7 +108,11 @@ def other_clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def save_tiny_prior(folder: Path, prediction_type: str) -> Path:
     """Save a Stable Diffusion pipeline of the real classes: 16-pixel images, 8x down-sampling, random weights."""
-    tokenizer = prior_tokenizer()
+    # The libraries annotate these as their first example was, one block or one kind of token.
+    tokenizer: Any = prior_tokenizer()
+    autoencoder: Any = AutoencoderKL
+    ddim: Any = DDIMScheduler
+    pipeline: Any = StableDiffusionPipeline
     with torch.random.fork_rng():
         torch.manual_seed(0)  # diffusers and transformers draw their weights from the global generator
         unet = UNet2DConditionModel(
@@ -124,7 +128,7 @@ def save_tiny_prior(folder: Path, prediction_type: str) -> Path:
             cross_attention_dim=16,
             use_linear_projection=True,
         )
-        vae = AutoencoderKL(
+        vae = autoencoder(
             block_out_channels=(4, 4, 4, 4),
             down_block_types=("DownEncoderBlock2D",) * 4,
             norm_num_groups=2,
@@ -144,14 +148,14 @@ def save_tiny_prior(folder: Path, prediction_type: str) -> Path:
                 eos_token_id=tokenizer.eos_token_id,
             )
         )
-    scheduler = DDIMScheduler(
+    scheduler = ddim(
         beta_schedule="scaled_linear",
         beta_start=0.00085,
         beta_end=0.012,
         prediction_type=prediction_type,
         clip_sample=False,
     )
-    StableDiffusionPipeline(
+    pipeline(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,

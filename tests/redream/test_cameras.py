@@ -8,8 +8,8 @@ from redream.config import CameraConfig
 
 
 def one_camera(azimuth: float, elevation: float, distance: float = 2.0, fovy: float = 60.0, size: int = 4):
-    values = (torch.tensor([float(value)]) for value in (azimuth, elevation, distance, fovy))
-    return cameras_at(*values, size)
+    azimuths, elevations, distances, fovys = torch.tensor([[azimuth], [elevation], [distance], [fovy]]).float()
+    return cameras_at(azimuths, elevations, distances, fovys, size)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from redream.config import ExportConfig, flatten, smoke
+from redream.config import DownloadConfig, ExportConfig, flatten, smoke
 from redream.export import export_mesh
 from redream.page import (
     MAX_CURVE_POINTS,
@@ -150,7 +150,8 @@ def test_the_page_refers_to_nothing_outside_itself(content: PageContent):
         assert tag not in ("iframe", "object", "embed", "base", "form", "a")
     outside_text = re.findall(r"(?:https?:)?//[a-z0-9-]+\.[^\s<\"]+", page)
     stated = [content.neighbors[0].source, "http://creativecommons.org/licenses/by/4.0"]
-    assert sorted(outside_text) == sorted(stated * 2)
+    settings = [DownloadConfig().base_url]  # written once, in the table of settings
+    assert sorted(outside_text) == sorted(stated * 2 + settings)
     assert not re.search(r"url\(|@import|\bfetch\b|XMLHttpRequest|WebSocket|import\(|sendBeacon", page)
 
 

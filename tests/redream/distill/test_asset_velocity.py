@@ -28,4 +28,5 @@ def test_the_velocity_points_from_the_particle_to_the_asset(generator) -> None:
     ours, asset = rendering(generator), rendering(generator)
     rgb = ours.rgb.clone().requires_grad_()
     asset_energy(Rendering(rgb, ours.opacity, ours.depth), asset, 0.0, 1.0, 0.0).backward()
+    assert rgb.grad is not None
     assert (torch.sign(-rgb.grad) == torch.sign(asset.rgb - ours.rgb)).all()

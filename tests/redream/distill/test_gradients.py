@@ -78,6 +78,7 @@ def test_specified_gradient_is_the_gradient_over_the_batch(generator) -> None:
     x_0 = torch.randn(4, 3, 2, 2, generator=generator, requires_grad=True)
     gradient = torch.randn(4, 3, 2, 2, generator=generator)
     specify_gradient(x_0, gradient).backward()
+    assert x_0.grad is not None
     assert torch.allclose(x_0.grad, gradient / 4, atol=1e-6)
 
 

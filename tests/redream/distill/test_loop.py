@@ -154,7 +154,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_t(new_prior) -> None:
     prior = new_prior()
     state, _ = run(prior, CONFIG, until=2)
     with torch.no_grad():
-        state.particles[0].field.network[0].weight.fill_(float("nan"))
+        next(state.particles[0].field.network.parameters()).fill_(float("nan"))
     with pytest.raises(NonFiniteLoss, match=r"at step 2, t = \["):
         run(prior, CONFIG, state=state)
 

@@ -1,7 +1,15 @@
+from typing import Any
+
 import pytest
 import torch
 
-from redream.prior.patch_codec import PatchCodec, fit_codec
+from redream.prior.patch_codec import PatchCodec
+from redream.prior.patch_codec import fit_codec as fit_typed_codec
+
+
+def fit_codec(images: torch.Tensor, latent_channels: int, latent_std: float) -> Any:
+    """Fit a codec; diffusers types what it returns by flags, and its `config` as a plain dict."""
+    return fit_typed_codec(images, latent_channels, latent_std)
 
 
 def test_all_components_reconstruct_exactly_and_gradients_are_the_basis(generator) -> None:
@@ -31,5 +39,5 @@ def test_scaling_gives_the_strongest_channel_the_wanted_spread(generator) -> Non
 def test_the_codec_survives_its_folder(tmp_path, generator) -> None:
     codec = fit_codec(torch.rand(8, 3, 16, 16, generator=generator), 12, 1.5)
     codec.save_pretrained(tmp_path)
-    again = PatchCodec.from_pretrained(tmp_path)
+    again: Any = PatchCodec.from_pretrained(tmp_path)
     assert torch.equal(again.basis, codec.basis) and again.config.scaling_factor == codec.config.scaling_factor

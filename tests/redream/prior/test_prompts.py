@@ -30,6 +30,7 @@ def test_learned_prefixes_start_as_their_words(prior) -> None:
 def test_gradients_reach_the_prefix_of_the_view_that_was_named_and_no_other(prior) -> None:
     prefixes = ViewPrefixes.of_words(prior.tokenizer, prior.text_encoder)
     embed(prior, ["a red car"], ["side"], prefixes).square().sum().backward()
+    assert prefixes.embeds.grad is not None
     moved = prefixes.embeds.grad.abs().sum(dim=(1, 2)) > 0
     assert [name for name, has_moved in zip(VIEW_NAMES, moved, strict=True) if has_moved] == ["side"]
 

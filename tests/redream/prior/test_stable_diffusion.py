@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
@@ -49,7 +51,8 @@ def test_our_sampler_is_ddim_as_diffusers_has_it(prior) -> None:
     generator = torch.Generator().manual_seed(1)
     ours = sample_images(prior, prior.embed(["a red car"]), prior.embed([""]), 3.0, 9, generator)
     x_t = torch.randn(1, 4, 2, 2, generator=torch.Generator().manual_seed(1))
-    scheduler = DDIMScheduler.from_config(prior.pipeline.scheduler.config, set_alpha_to_one=False, steps_offset=0)
+    config = prior.pipeline.scheduler.config
+    scheduler: Any = DDIMScheduler.from_config(config, set_alpha_to_one=False, steps_offset=0)
     scheduler.set_timesteps(9)  # its steps are 111 long; where it starts is ours to choose
     embeds = torch.cat([prior.embed([""]), prior.embed(["a red car"])])
     for t in torch.arange(999, 0, -111):
