@@ -346,7 +346,7 @@ def mini() -> RunConfig:
             lpips_backbones=("mini:perceptual-a", "mini:perceptual-b"),
             judge="mini:judge",
         ),
-        export=ExportConfig(mesh_resolution=96, turntable_size=192),
+        export=ExportConfig(mesh_resolution=96, turntable_size=128),
     )
 
 
