@@ -118,9 +118,9 @@ def test_rerun_from_a_stage_makes_it_and_its_dependents_anew(made: Made, out: Pa
     assert again.metrics == made.metrics
     tags = MlflowClient(tracking_uri).get_run(again.mlflow_run_id).data.tags
     assert (tags["redream.rerun_of"], tags["redream.rerun_of_mlflow_run"]) == (made.run_id, made.mlflow_run_id)
-    once_more = rerun(made.run_id, "export", {"evaluation.num_views": 4}, str(out))
+    once_more = rerun(made.run_id, "export", {"evaluation.num_views": 5}, str(out))
     assert once_more.stages == {**dict.fromkeys(STAGES, "cached"), "evaluate": "computed", "export": "computed"}
-    assert read_run(out, once_more.run_id)["request"]["settings"]["evaluation.num_views"] == 4
+    assert read_run(out, once_more.run_id)["request"]["settings"]["evaluation.num_views"] == 5
 
 
 def test_rerun_of_a_failed_run_takes_up_where_it_failed(world: World, out: Path) -> None:
