@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,12 +22,12 @@ PROMPT = "a red owl"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
-    parser.add_argument("--direct", nargs=2, metavar=("INDEX", "FOLDER"), help=argparse.SUPPRESS)
+    parser.add_argument("--direct", nargs=3, metavar=("INDEX", "ASSETS", "FOLDER"), help=argparse.SUPPRESS)
     parser.add_argument("--preset", default="smoke")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     arguments = parser.parse_args()
     if arguments.direct:
-        run_directly(Path(arguments.direct[0]), Path(arguments.direct[1]), arguments.preset)
+        run_directly(*map(Path, arguments.direct), arguments.preset)
         return
     with tempfile.TemporaryDirectory() as scratch:
         figures = measure(Path(scratch), arguments.preset)
@@ -36,14 +37,16 @@ def main() -> None:
 
 
 def measure(scratch: Path, preset: str) -> dict[str, float]:
-    """Return seconds; the index is built before and given to both."""
+    """Return seconds; the index is built before, and lies in the store of what is timed."""
     redream = [sys.executable, "-m", "flows.cli"]
     built = [*redream, "index", "build", "--preset", preset, "--out", str(scratch / "index"), "--json"]
-    index = json.loads(subprocess.run(built, check=True, capture_output=True, text=True).stdout)["index_dir"]
-    directly = [sys.executable, "-m", "benchmarks.overhead", "--preset", preset, "--direct", index]
+    place = json.loads(subprocess.run(built, check=True, capture_output=True, text=True).stdout)
+    shutil.copytree(scratch / "index" / "store", scratch / "out" / "store")
+    directly = [sys.executable, "-m", "benchmarks.overhead", "--preset", preset]
+    directly += ["--direct", place["index_dir"], place["asset_root"]]
 
     def generate(seed: int) -> list[str]:
-        options = ["--preset", preset, "--index", index, "--seed", str(seed), "--out", str(scratch / "out"), "--json"]
+        options = ["--preset", preset, "--seed", str(seed), "--out", str(scratch / "out"), "--json"]
         return [*redream, "generate", PROMPT, *options]
 
     # The first call of each kind would also fill the disk's cache and compile kernels: a direct one goes ahead unseen.
@@ -59,7 +62,7 @@ def measure(scratch: Path, preset: str) -> dict[str, float]:
     }
 
 
-def run_directly(index_dir: Path, folder: Path, preset: str) -> None:
+def run_directly(index_dir: Path, asset_root: Path, folder: Path, preset: str) -> None:
     """Call every stage of a run once."""
     import torch
 
@@ -83,7 +86,7 @@ def run_directly(index_dir: Path, folder: Path, preset: str) -> None:
     folder.mkdir(parents=True)
     clip = Clip(config.retrieval.clip_model)
     retrieval = config.retrieval
-    found = AssetIndex.open(index_dir, clip).search(PROMPT, retrieval.num_recall, retrieval.num_assets)
+    found = AssetIndex.open(index_dir, clip, asset_root).search(PROMPT, retrieval.num_recall, retrieval.num_assets)
     generator = torch.Generator().manual_seed(0)
     views, captions, scenes = [], [], []
     for neighbor in found.neighbors:
