@@ -164,3 +164,11 @@ def test_the_same_seed_gives_the_same_run_and_another_another(new_prior) -> None
     assert all(torch.equal(a, b) for a, b in zip(weights(first).values(), weights(second).values(), strict=True))
     other = create_state(new_prior(), ASSETS, CONFIG, FIELD, seed=1)
     assert not torch.equal(weights(first)["0.field.network.0.weight"], weights(other)["0.field.network.0.weight"])
+
+
+def test_the_warm_up_looks_beyond_the_hull_to_empty_what_surrounds_it(new_prior) -> None:
+    prior = new_prior()
+    state = create_state(prior, ASSETS, CONFIG, FIELD, seed=0)
+    first = state.particles[0].occupancy.opacities.clone()
+    run(prior, CONFIG, state=state, until=CONFIG.warm_up_steps)
+    assert (state.particles[0].occupancy.opacities[first == 0] > 0).any()
