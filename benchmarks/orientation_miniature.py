@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from index_build.catalog import read_catalog
-from redream.assets import Asset, load_mesh, normalize_mesh
+from redream.assets import load_mesh, normalize_mesh
 from redream.clip import Clip
 from redream.config import OrientationConfig, mini
 from redream.images import composite, to_images
 from redream.mini.catalog import write_catalog
+from redream.neighbors import Asset
 from redream.orientation import find_front, ring_cameras
 from redream.render.mesh import render_mesh
 

@@ -78,8 +78,8 @@ def ours(work: Path, figures: dict[str, Any]) -> Iterator[tuple[str, int, Search
 
     from index_build.build import BuildPlan, assemble
     from index_build.embeddings import Shard, write_shard
-    from redream.assets import Asset
     from redream.index_files import asset_table, write_table
+    from redream.neighbors import Asset
     from redream.retrieval import AssetIndex
 
     text, image = (np.load(work / name, mmap_mode="r") for name in ("text.npy", "image.npy"))

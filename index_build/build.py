@@ -25,7 +25,6 @@ from numpy.lib.format import open_memmap
 from index_build.catalog import Catalog
 from index_build.embeddings import NOT_DOWNLOADED, Shard, embed_assets, read_shard
 from index_build.views import ViewSource
-from redream.assets import Asset
 from redream.clip import Clip
 from redream.config import RetrievalConfig
 from redream.index_files import (
@@ -48,6 +47,7 @@ from redream.index_files import (
     write_manifest,
     write_table,
 )
+from redream.neighbors import Asset
 from redream.text_recall import train_recall
 
 RECORDED_PACKAGES = ("open_clip_torch", "torch", "numpy", "pyarrow", "scann", "pyrender", "trimesh")

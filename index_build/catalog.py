@@ -17,9 +17,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from redream.assets import Asset
 from redream.config import DownloadConfig
 from redream.licenses import check_licenses, is_allowed, license_codes
+from redream.neighbors import Asset
 
 FIELDS = ("uid", "file", "caption", "license", "author", "source")
 MINI_SEED = 0

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 from index_build.gltf_head import gltf_json
-from redream.assets import Asset
+from redream.neighbors import Asset
 
 SETTLED_NS = 2_000_000_000
 MAX_NAMED = 1_000  # files that one file may name

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from index_build.download import DownloadError
 from index_build.views import ViewMaker
-from redream.assets import Asset, AssetError
+from redream.assets import AssetError
 from redream.clip import Clip
+from redream.neighbors import Asset
 
 NOT_DOWNLOADED = "not downloaded: "
 

@@ -18,8 +18,8 @@ from index_build.captions import CaptionRow, clean_text, read_captions
 from index_build.catalog import Catalog, allowed_assets
 from index_build.digests import FileDigest
 from index_build.gltf_head import gltf_json
-from redream.assets import Asset
 from redream.mesh_files.reader import SUFFIXES
+from redream.neighbors import Asset
 
 # File names that say nothing, as Sketchfab's and Blender's exports have them; the folder's name then speaks.
 _BLANK_NAMES = {"scene", "model", "mesh", "object", "untitled", "source", "output", "export"}

@@ -24,9 +24,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from index_build.captions import read_captions
 from index_build.catalog import Catalog, license_reason
 from index_build.objaverse_objects import object_path, read_objects
-from redream.assets import Asset
 from redream.config import DownloadConfig
 from redream.licenses import is_allowed
+from redream.neighbors import Asset
 
 CAPTION_FILE = "Cap3D_automated_Objaverse_full.csv"
 BATCH = 65_536  # rows

@@ -19,9 +19,10 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 
-from redream.assets import Asset, AssetError, load_mesh, normalize_mesh
+from redream.assets import AssetError, load_mesh, normalize_mesh
 from redream.cameras import Camera, orbit
 from redream.images import composite, to_images
+from redream.neighbors import Asset
 from redream.render.mesh import MeshRenderer, mesh_renderer
 
 ELEVATION_DEG = 15.0

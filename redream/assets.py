@@ -12,7 +12,6 @@ stores them linear), `baseColorFactor` stays linear as in glTF.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -26,18 +25,6 @@ from redream.mesh_files.refusal import AssetError as AssetError  # what `load_me
 from redream.scenes import scene_of, scene_parts, scene_vertices
 
 DEFAULT_LIMITS = MeshLimits()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Asset:
-    """One 3D object of the database, as a record that crosses task borders."""
-
-    asset_id: str
-    mesh_path: str
-    caption: str
-    source: str
-    license: str
-    author: str = ""
 
 
 def load_mesh(

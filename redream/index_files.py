@@ -29,7 +29,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float16
 
-from redream.assets import Asset
+from redream.neighbors import Asset
 from redream.text_recall import EXACT, SCANN_FILES, read_array
 
 FORMAT_VERSION = 2

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from redream.assets import Asset
+from redream.neighbors import Asset
 
 UNKNOWN = "unknown"  # no licence is stated, or none that is listed here
 

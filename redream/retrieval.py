@@ -9,13 +9,12 @@ L2-normalised, every score is a cosine, higher is nearer. `index_files.py` says 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from redream.assets import Asset
 from redream.clip import Clip
 from redream.index_files import (
     ASSET_SCHEMA,
@@ -27,23 +26,8 @@ from redream.index_files import (
     read_table,
     read_vectors,
 )
+from redream.neighbors import Neighbor, Retrieval
 from redream.text_recall import allowed_nearest, open_recall
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Neighbor:
-    """An asset near a prompt. `azimuth_offset_deg` is where its front was found; turning it by minus that aligns it."""
-
-    asset: Asset
-    score: float  # cosine of the prompt with the mean of its renders, or with the best where every view is kept
-    text_score: float  # cosine of the prompt with its caption
-    azimuth_offset_deg: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Retrieval:
-    prompt: str
-    neighbors: tuple[Neighbor, ...]  # nearest first
 
 
 class AssetIndex:

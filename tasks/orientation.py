@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from redream.config import MeshLimits, OrientationConfig
+from redream.neighbors import Retrieval
 from redream.weights import weights_digest
 from tasks.retrieval import load_retrieval
 from tasks.runs import Run
 from tasks.stage import RETRIES, RETRY_DELAYS, Work, choose_device, is_passing, run_stage
 from tasks.store import Output, stage_key, write_json
-
-if TYPE_CHECKING:
-    from redream.retrieval import Retrieval
 
 STAGE_VERSION = 2
 OBJECT_RADIUS = 0.5  # that the ring of poses is made for, world units

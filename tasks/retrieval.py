@@ -11,22 +11,19 @@ import shutil
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from redream.config import DownloadConfig, MeshLimits, RetrievalConfig
+from redream.neighbors import Asset, Neighbor, Retrieval
 from redream.weights import weights_digest
 from tasks.indexing import IndexPlace
 from tasks.progress import track, waiting
 from tasks.runs import Run
 from tasks.stage import RETRIES, RETRY_DELAYS, Work, choose_device, is_passing, run_stage
 from tasks.store import Output, file_digest, stage_key, write_json
-
-if TYPE_CHECKING:
-    from redream.retrieval import Retrieval
 
 STAGE_VERSION = 2
 OWN_LICENSE = "the user's own"
@@ -70,8 +67,7 @@ def take_assets(run: Run, mesh_paths: list[str], limits: MeshLimits) -> Output:
     settings = {"prompt": run.prompt}
 
     def produce(work: Work) -> dict[str, object]:
-        from redream.assets import Asset, load_mesh
-        from redream.retrieval import Neighbor, Retrieval
+        from redream.assets import load_mesh
 
         neighbors = []
         for number, path in enumerate(mesh_paths):
@@ -117,9 +113,6 @@ def fetch_meshes(retrieval: Retrieval, config: DownloadConfig, limits: MeshLimit
 
 def load_retrieval(output: Output) -> Retrieval:
     """Read what a retrieval stage found; its meshes lie in the output."""
-    from redream.assets import Asset
-    from redream.retrieval import Neighbor, Retrieval
-
     content = json.loads(output.path("retrieval.json").read_text())
     neighbors = []
     for entry in content["neighbors"]:

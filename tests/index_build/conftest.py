@@ -9,8 +9,8 @@ import pytest
 import trimesh
 
 from index_build.catalog import Catalog
-from redream.assets import Asset
 from redream.clip import Clip
+from redream.neighbors import Asset
 from tests.redream.conftest import save_tiny_clip
 
 

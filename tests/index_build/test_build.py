@@ -14,10 +14,10 @@ import trimesh
 from index_build import build as build_module
 from index_build.build import IndexStep, assemble, build_index, embed_shard, plan_build
 from index_build.views import RenderedViews
-from redream.assets import Asset
 from redream.clip import Clip
 from redream.config import RetrievalConfig
 from redream.index_files import REFUSED_SCHEMA, IndexManifest, read_manifest, read_table
+from redream.neighbors import Asset
 from redream.retrieval import AssetIndex
 from tests.index_build.conftest import catalog_of
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from index_build.digests import FileDigest
-from redream.assets import Asset
+from redream.neighbors import Asset
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ from PIL import Image
 
 from index_build import views
 from index_build.views import PublishedViews, RenderedViews, index_cameras
-from redream.assets import Asset, AssetError
+from redream.assets import AssetError
 from redream.cameras import camera_angles
+from redream.neighbors import Asset
 
 
 def test_views_go_round_the_asset_evenly_and_start_in_front():

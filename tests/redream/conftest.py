@@ -16,7 +16,6 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from redream.assets import Asset
 from redream.clip import Clip
 from redream.index_files import (
     IndexManifest,
@@ -30,6 +29,7 @@ from redream.index_files import (
     write_table,
 )
 from redream.mini.tokenization import prior_tokenizer
+from redream.neighbors import Asset
 from redream.text_recall import train_recall
 
 CONTEXT_LENGTH = 16

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from redream.assets import Asset
 from redream.licenses import attribution, is_allowed, license_codes, license_name, parse_licenses
+from redream.neighbors import Asset
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ import trimesh
 from PIL import Image
 from prefect.client.schemas.objects import State
 
-from redream.assets import Asset, load_mesh
+from redream.assets import load_mesh
 from redream.config import DownloadConfig, MeshLimits
-from redream.retrieval import Neighbor, Retrieval
+from redream.neighbors import Asset, Neighbor, Retrieval
 from tasks.retrieval import OWN_LICENSE, fetch_meshes, load_retrieval, mesh_files, take_assets
 from tasks.runs import Run
 from tasks.store import Output

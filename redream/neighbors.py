@@ -1,0 +1,36 @@
+"""The records of retrieval: an asset, what was found near a prompt. They cross task borders and load nothing heavy.
+
+So a run whose stages are all in the store ends without torch, open_clip or trimesh being imported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asset:
+    """One 3D object of the database."""
+
+    asset_id: str
+    mesh_path: str
+    caption: str
+    source: str
+    license: str
+    author: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Neighbor:
+    """An asset near a prompt. `azimuth_offset_deg` is where its front was found; turning it by minus that aligns it."""
+
+    asset: Asset
+    score: float  # cosine of the prompt with the mean of its renders, or with the best where every view is kept
+    text_score: float  # cosine of the prompt with its caption
+    azimuth_offset_deg: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Retrieval:
+    prompt: str
+    neighbors: tuple[Neighbor, ...]  # nearest first
