@@ -1,7 +1,9 @@
 """Six prompts by three methods in the miniature: CLIP scores, A-LPIPS and wrong-side fronts of sds, vsd and redream.
 
 Each run is one `redream generate`, so a repeated call reuses whatever is finished: a killed benchmark continues. The
-prompts are left out of the catalog and were drawn by a seed, not chosen. Run as
+prompts are left out of the catalog and were drawn by a seed, not chosen. The column `asset` is the retrieved asset
+nearest to the prompt, rendered and measured in the same way: how a solid object with one front scores, which neither
+A-LPIPS nor the share of wrong fronts tell from a featureless ball's score. Run as
 `python -m benchmarks.methods_miniature [--runs FOLDER] [--out FILE.json]`.
 """
 
@@ -17,10 +19,21 @@ from typing import Any
 
 import numpy as np
 
+from redream.assets import load_mesh, normalize_mesh, turn_mesh
+from redream.cameras import camera_angles, orbit
+from redream.clip import Clip
+from redream.config import mini
+from redream.images import composite, to_images
+from redream.metrics.a_lpips import ALpips
+from redream.metrics.perceptual import PerceptualNet
+from redream.metrics.report import evaluate_views
 from redream.mini.catalog import CATEGORIES, catalog_pairs
+from redream.render.mesh import render_mesh
 
 METHODS = ("sds", "vsd", "redream")
+ASSET = "asset"
 NUM_PROMPTS = 6
+TURNTABLE_SIZE = 64  # pixels; nobody watches them
 HIGHER_IS_BETTER = ("clip_score",)
 
 
@@ -49,28 +62,52 @@ def main() -> None:
                 "mini",
                 "--method",
                 method,
+                "--set",
+                f"export.turntable_size={TURNTABLE_SIZE}",
                 "--out",
                 str(arguments.runs),
                 "--json",
             ]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            figures: dict[str, Any] = json.loads(done.stdout)["metrics"]
-            rows.append({"prompt": prompt, "method": method, **figures})
+            made: dict[str, Any] = json.loads(done.stdout)
+            rows.append({"prompt": prompt, "method": method, **made["metrics"]})
             print(json.dumps(rows[-1]), flush=True)
+        nearest = made["neighbors"][0]  # of redream, the last of the methods
+        rows.append({"prompt": prompt, "method": ASSET, **asset_figures(prompt, nearest)})
+        print(json.dumps(rows[-1]), flush=True)
     print(table(rows))
     if arguments.out:
         arguments.out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
 
+def asset_figures(prompt: str, neighbor: dict[str, Any]) -> dict[str, float]:
+    """Measure a retrieved asset, turned to its front, as the evaluation measures a result."""
+    config = mini()
+    views = config.evaluation
+    scene = normalize_mesh(load_mesh(neighbor["asset"]["mesh_path"], config.mesh), config.render.object_radius)
+    camera = orbit(views.num_views, views.elevation_deg, views.camera_distance, views.fovy_deg, views.image_size)
+    rgb = composite(render_mesh(turn_mesh(scene, -neighbor["azimuth_offset_deg"]), camera), views.background)
+    report = evaluate_views(
+        prompt,
+        to_images(rgb),
+        {model: Clip(model) for model in views.clip_models},
+        [ALpips(backbone) for backbone in views.lpips_backbones],
+        views.close_loop,
+        (PerceptualNet.load(views.judge), camera_angles(camera)[0]),
+    )
+    return report.summary()
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the mean of every figure by method, and which method is best."""
     names = [name for name in rows[0] if name not in ("prompt", "method")]
-    lines = ["| figure | " + " | ".join(METHODS) + " | best |", "|---" * (len(METHODS) + 2) + "|"]
+    columns = (*METHODS, ASSET)
+    lines = ["| figure | " + " | ".join(columns) + " | best method |", "|---" * (len(columns) + 2) + "|"]
     for name in names:
-        values = {m: mean(row[name] for row in rows if row["method"] == m) for m in METHODS}
+        values = {m: mean(row[name] for row in rows if row["method"] == m) for m in columns}
         pick = max if name.startswith(HIGHER_IS_BETTER) else min
-        best = pick(values, key=lambda method: values[method])
-        lines.append(f"| {name} | " + " | ".join(f"{values[m]:.4f}" for m in METHODS) + f" | {best} |")
+        best = pick(METHODS, key=lambda method: values[method])
+        lines.append(f"| {name} | " + " | ".join(f"{values[m]:.4f}" for m in columns) + f" | {best} |")
     return "\n".join(lines)
 
 

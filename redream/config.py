@@ -142,6 +142,7 @@ class FieldConfig:
     hidden_dim: int = 64
     num_hidden_layers: int = 1
     radius: float = 1.0  # half-extent of the aabb, world units
+    density_gain: float = 1.0  # how fast the network moves the density, which starts as a blob
     density_blob_scale: float = 10.0
     density_blob_radius: float = 0.5
     num_samples_per_ray: int = 512
@@ -314,7 +315,13 @@ def mini() -> RunConfig:
         camera=CameraConfig(camera_distance=(1.4, 1.6), fovy_deg=(42.0, 48.0), elevation_deg=(0.0, 30.0)),
         render=RenderConfig(image_size=64),
         field=FieldConfig(
-            num_levels=8, log2_hashmap_size=16, per_level_scale=1.38, hidden_dim=32, radius=0.55, num_samples_per_ray=96
+            num_levels=8,
+            log2_hashmap_size=16,
+            per_level_scale=1.38,
+            hidden_dim=32,
+            radius=0.55,
+            density_gain=20.0,  # in so few steps it would stay a fog otherwise, which has no surface to export
+            num_samples_per_ray=96,
         ),
         prior=PriorConfig(model="mini:prior"),
         adaptation=AdaptationConfig(
@@ -333,7 +340,6 @@ def mini() -> RunConfig:
             high_resolution=64,
             high_resolution_from_step=250,
             lr_variational=1e-3,
-            lambda_sparsity=30.0,
             background="grey",
             background_grey=(0.7, 1.0),
             lambda_opacity_entropy=Linear(start=0.0, end=20.0, begin_step=400, end_step=400),

@@ -1,10 +1,11 @@
 """A particle: density and colour at every position in a cube, and the background behind it.
 
 The field of ProlificDreamer (Wang et al. 2023) in threestudio's form: a hash grid (`hash_grid.py`), a small perceptron
-without biases, and a density that starts as a blob, softplus(raw + blob_scale * (1 - |x| / blob_radius)), so that
-the first render shows something to improve. Colour does not depend on the viewing direction, which would let a field
-look right from each side and be no one object; directions stay in the signature because the renderer passes them. The
-background is a small network of the ray's direction alone. Positions are in world units, `sigmas` in 1 / world unit.
+without biases, and a density that starts as a blob, softplus(gain * raw + blob_scale * (1 - |x| / blob_radius)), so
+that the first render shows something to improve. Colour does not depend on the viewing direction, which would let a
+field look right from each side and be no one object; directions stay in the signature because the renderer passes them.
+The background is a small network of the ray's direction alone. Positions are in world units, `sigmas` in 1 / world
+unit.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class RadianceField(nn.Module):
 
     def _sigmas(self, raw: Float[Tensor, " num"], positions: Float[Tensor, "num 3"]) -> Float[Tensor, " num"]:
         blob = 1.0 - positions.norm(dim=-1) / self.config.density_blob_radius
-        return softplus(raw + self.config.density_blob_scale * blob)
+        return softplus(self.config.density_gain * raw + self.config.density_blob_scale * blob)
 
 
 def spherical_harmonics(directions: Float[Tensor, "*rays 3"]) -> Float[Tensor, "*rays 9"]:

@@ -20,6 +20,22 @@ def test_the_first_density_is_the_blob(generator):
     torch.testing.assert_close(field.density(positions), torch.nn.functional.softplus(blob), atol=1e-2, rtol=1e-2)
 
 
+def test_the_gain_multiplies_what_the_network_adds_to_the_blob(generator):
+    field = RadianceField(replace(CONFIG, density_gain=1.0), generator)
+    with torch.no_grad():
+        field.encoding.table.uniform_(-1.0, 1.0, generator=generator)
+    positions = (torch.rand(1000, 3, generator=generator) - 0.5) * 0.6  # where the blob keeps softplus invertible
+    blob = CONFIG.density_blob_scale * (1 - positions.norm(dim=-1) / CONFIG.density_blob_radius)
+
+    def added() -> torch.Tensor:
+        return torch.log(torch.expm1(field.density(positions).double())) - blob
+
+    plain = added()
+    field.config = replace(CONFIG, density_gain=3.0)
+    assert plain.abs().max() > 0.01
+    torch.testing.assert_close(added(), 3.0 * plain, atol=1e-3, rtol=1e-3)
+
+
 def test_density_is_the_same_with_and_without_colour(generator):
     field = RadianceField(CONFIG, generator)
     positions = torch.rand(100, 3, generator=generator) - 0.5
