@@ -69,7 +69,7 @@ def test_silence_is_several_heartbeats_and_less_than_what_is_promised() -> None:
 def test_killed_worker_and_flow_end_up_crashed_and_the_run_is_finished_in_minutes(
     served: Served, world: World, tmp_path: Path
 ) -> None:
-    settings = {**world.settings, "distill.num_steps": 400}
+    settings = {**world.settings, "distill.num_steps": 400, "export.density_threshold": 0.02}
     parameters = {"prompt": "a grey box", "preset": "smoke", "index": world.index, "settings": settings}
     parameters["out"] = str(tmp_path)
     _, run = served.create_run("generate/generate", parameters)
