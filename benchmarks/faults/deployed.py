@@ -24,10 +24,9 @@ def worker_and_flow(ground: Ground, fault: str) -> Row:
     """Kill a worker together with its flow: nobody is left to say that the run has crashed."""
     out, run_id = _begun(ground, fault, "distill")
     worker = ground.served.service("flows.worker")
-    flow = _process_of(run_id)
     kept = _kept(out)
-    worker.kill()
-    flow.kill()
+    for process in (worker, *_processes_of(run_id)):
+        process.kill()
     _wait_for_end(ground, run_id)
     states = ground.served.states(run_id)
     running, crashed = _moment(states, "Running"), _moment(states, "Crashed")
@@ -124,13 +123,14 @@ def _kept(out: Path) -> set[str]:
     return finished_stages(list_runs(out)[-1])
 
 
-def _process_of(run_id: str) -> psutil.Process:
-    """Find the process of a run by its environment."""
+def _processes_of(run_id: str) -> list[psutil.Process]:
+    """Find the processes of a run by their environment: the flow's own, and the one of Prefect that watches it."""
+    found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             if process.environ().get(RUN_ID) == run_id:
-                return process
-    raise LookupError(run_id)
+                found.append(process)
+    return found
 
 
 def _is_tried(ground: Ground, run_id: str) -> bool:
@@ -143,7 +143,7 @@ def _is_tried(ground: Ground, run_id: str) -> bool:
 
 def _kill_attempt(ground: Ground, out: Path, run_id: str, number: int) -> None:
     wait_until(lambda: len(list_runs(out)) == number and "distill" in list_runs(out)[-1]["stages"])
-    _process_of(run_id).kill()
+    psutil.Process(list_runs(out)[-1]["process"]["pid"]).kill()
     wait_until(lambda: _names(ground, run_id).count("Crashed") == number)
 
 

@@ -62,8 +62,8 @@ class Death:
             self._num_checkpoints += 1
             if self._num_checkpoints == 3:
                 die()
-        elif event == "shutil.rmtree" and not path.endswith("/output") and self._moment == "published":
-            die()
+        elif event == "shutil.rmtree" and self._moment == "published" and "/" not in path.partition(self._partial)[2]:
+            die()  # it tidies up what is left beside the output
 
     def _watch(self, output: Path) -> None:
         if self._moment == "working":
