@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -51,6 +52,7 @@ def main() -> None:
     if asked.only is None and rows.keys() == FAULTS.keys():
         rows = {}
     ground = Ground(work)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through `finally`
     try:
         for fault in asked.only or [name for name in FAULTS if name not in rows]:
             rows[fault] = _made(ground, fault)

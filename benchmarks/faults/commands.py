@@ -35,12 +35,13 @@ from tasks.store import MANIFEST
 TMPFS_BYTES = 64 * 2**20
 LEFT_BYTES = 700 * 2**10  # less than a distillation's output
 MAX_DELAY = 5.0  # seconds that a dead MLflow may cost a stage
+MOMENTS = ("working", "writing", "publishing", "published")
 RERUN = "`redream rerun RUN`"
 AGAIN = "the same command"
 
 
 def killed_in_stage(ground: Ground, fault: str, stage: str) -> Row:
-    """Kill a command at work in a stage, and its resumptions as they write and publish the stage's output."""
+    """Kill a command at work in a stage, and its resumptions as they write the stage's output."""
     is_asset = stage == "take_assets"
     undisturbed = ground.undisturbed_with_asset if is_asset else ground.undisturbed
     out = ground.folder(fault)
@@ -49,7 +50,8 @@ def killed_in_stage(ground: Ground, fault: str, stage: str) -> Row:
     command = asking(out, *(ground.asset if is_asset else []))
     problems: list[str] = []
     kept: set[str] = set()
-    for moment in ("working", "writing", "publishing", "published"):
+    moments = MOMENTS if stage == "distill" else MOMENTS[:2]  # publishing is the same code for every stage
+    for moment in moments:
         ended = end(ground.start(fault, command, [moment, stage, str(half)]))
         record = list_runs(out)[-1]
         if ended.code != -signal.SIGKILL:
@@ -58,8 +60,9 @@ def killed_in_stage(ground: Ground, fault: str, stage: str) -> Row:
         problems += _after_kill(fault, out, record, stage)
         kept = finished_stages(record)
         command = repeating(out, record["run_id"])
-    kept |= {stage}  # its output was there at the last kill
-    happened = f"killed {half:.1f} s into it, then at its first file, before and after its output counts"
+    kept |= {stage} if moments == MOMENTS else set()  # its output was there at the last kill
+    happened = f"killed {half:.1f} s into it, and when its first file was there"
+    happened += ", and right before and after its output counts" if moments == MOMENTS else ""
     problems += _finish(ground, fault, out, command)
     return row_after(ground, fault, out, happened, RERUN, kept, problems, undisturbed)
 
