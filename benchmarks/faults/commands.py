@@ -191,8 +191,8 @@ def _mlflow_away(ground: Ground, fault: str, how: signal.Signals) -> Row:
     ended = end(process)
     (record,) = list_runs(out)
     problems = [] if ended.code == 0 else [f"the run ended with {ended.code}: {ended.last_line}"]
-    delay = _delay(record, ground.undisturbed)
-    problems += [f"distill took {delay:.1f} s longer"] if delay > MAX_DELAY else []
+    delay, usual = _delay(record), _delay(ground.undisturbed)
+    problems += [f"distill waited {delay:.1f} s"] if delay > MAX_DELAY else []
     num_waiting = len(list((out / "spool").glob("*-*/*.json")))
     if how == signal.SIGSTOP:
         _signal_family(server, signal.SIGCONT)
@@ -201,20 +201,20 @@ def _mlflow_away(ground: Ground, fault: str, how: signal.Signals) -> Row:
         server = _start_mlflow(ground, fault, port)
     synced = end(ground.start(fault, ["sync", "--out", str(out)], servers=addresses))
     problems += [] if synced.code == 0 else [f"sync ended with {synced.code}: {synced.last_line}"]
-    happened = f"the run went on, distill {delay:+.1f} s; {num_waiting} events waited and were delivered"
+    happened = f"the run went on; {delay:.1f} s of distill were not work ({usual:.1f} s undisturbed); {num_waiting} events waited"
+    happened += " and were delivered"
     row = row_after(ground, fault, out, happened, "`redream sync`", set(), problems, mlflow=url)
     _signal_family(server, signal.SIGTERM)
     server.wait()
     return row
 
 
-def _delay(record: dict[str, Any], undisturbed: dict[str, Any]) -> float:
-    """Return how much longer a distillation took, from its start to its last word."""
-
-    def took(entry: dict[str, Any]) -> float:
-        return (datetime.fromisoformat(entry["ended"]) - datetime.fromisoformat(entry["started"])).total_seconds()
-
-    return took(record["stages"]["distill"]) - took(undisturbed["stages"]["distill"])
+def _delay(record: dict[str, Any]) -> float:
+    """Return the seconds around a distillation's own work: since the stages before it, and until it was recorded."""
+    stages = record["stages"]
+    distill = stages["distill"]
+    since = max(datetime.fromisoformat(stages[stage]["ended"]) for stage in ("warm_up", "adapt"))
+    return (datetime.fromisoformat(distill["ended"]) - since).total_seconds() - distill["seconds"]
 
 
 def _start_mlflow(ground: Ground, fault: str, port: int) -> subprocess.Popen[bytes]:

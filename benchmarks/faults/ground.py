@@ -151,10 +151,13 @@ class Served:
     def create_run(self, parameters: dict[str, Any]) -> str:
         api = self.addresses["PREFECT_API_URL"]
         _, found = ask(f"{api}/deployments/name/generate/generate")
-        status, run = ask(f"{api}/deployments/{found['id']}/create_flow_run", content={"parameters": parameters})
-        if status not in (200, 201):
-            raise RuntimeError(f"Prefect does not take the run: {status} {run}")
-        return run["id"]
+        asked = {"parameters": parameters, "idempotency_key": parameters["out"]}
+        for _ in range(10):  # a busy database answers with 503, after which Prefect's own client asks again as well
+            status, run = ask(f"{api}/deployments/{found['id']}/create_flow_run", content=asked)
+            if status in (200, 201):
+                return run["id"]
+            time.sleep(2)
+        raise RuntimeError(f"Prefect does not take the run: {status} {run}")
 
     def states(self, run_id: str) -> list[dict[str, Any]]:
         """Return the history of a flow run; nothing while the server is away."""
