@@ -201,8 +201,8 @@ def _mlflow_away(ground: Ground, fault: str, how: signal.Signals) -> Row:
         server = _start_mlflow(ground, fault, port)
     synced = end(ground.start(fault, ["sync", "--out", str(out)], servers=addresses))
     problems += [] if synced.code == 0 else [f"sync ended with {synced.code}: {synced.last_line}"]
-    happened = f"the run went on; {delay:.1f} s of distill were not work ({usual:.1f} s undisturbed); {num_waiting} events waited"
-    happened += " and were delivered"
+    happened = f"the run went on; {delay:.1f} s of distill were no work (undisturbed {usual:.1f} s); "
+    happened += f"{num_waiting} events waited and were delivered"
     row = row_after(ground, fault, out, happened, "`redream sync`", set(), problems, mlflow=url)
     _signal_family(server, signal.SIGTERM)
     server.wait()
