@@ -5,7 +5,7 @@ PROMPT ?= a turquoise robot
 PYTHON ?= python3
 UV = sh .ci/with-uv
 
-.PHONY: demo test test-all check format lock clean
+.PHONY: demo test test-all faults check format lock clean
 
 demo: ## prompt to 3D object on this machine, with the embedded miniature
 	$(UV) sync --frozen --no-dev --inexact
@@ -18,6 +18,10 @@ test: ## everything that needs no GPU, no network and no patience
 test-all: ## also what takes minutes
 	$(UV) sync --frozen
 	$(UV) run --frozen pytest -m "not network and not gpu"
+
+faults: ## kills of everything at every moment, as a table; ONLY=NAME makes one row, and root fills disks
+	$(UV) sync --frozen
+	$(UV) run --frozen python -m benchmarks.faults $(if $(ONLY),--only $(ONLY))
 
 check: ## style and types
 	$(UV) sync --frozen

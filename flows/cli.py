@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -37,6 +36,7 @@ from flows.request import (
 )
 from flows.tables import (
     again,
+    console,
     metric_table,
     neighbor_table,
     print_batch,
@@ -134,7 +134,7 @@ def search(
     if as_json:
         _print_json({"prompt": text, "index": asdict(place), "neighbors": found})
     else:
-        Console().print(neighbor_table(found))
+        console().print(neighbor_table(found))
 
 
 @app.command()
@@ -159,7 +159,7 @@ def evaluate(
         _print_json(reports)
         return
     for run, report in reports.items():
-        Console().print(metric_table(report["metrics"], title=run))
+        console().print(metric_table(report["metrics"], title=run))
 
 
 @app.command()
@@ -173,7 +173,7 @@ def runs(
     if as_json:
         _print_json(records)
         return
-    Console().print(runs_table(records) if records else f"no runs in {out}")
+    console().print(runs_table(records) if records else f"no runs in {out}")
 
 
 @app.command()
@@ -345,7 +345,7 @@ def doctor(out: Out = DEFAULT_OUT, as_json: AsJson = False) -> None:
         marks = {"ok": "[green]ok[/]", "missing": "[red]missing[/]", "optional": "[yellow]-[/]"}
         for finding in findings:
             table.add_row(marks[finding.state], finding.name, finding.found, finding.remedy)
-        Console().print(table)
+        console().print(table)
     if any(finding.state == "missing" for finding in findings):
         raise typer.Exit(1)
 
@@ -420,7 +420,7 @@ def index_info(index: Annotated[str, typer.Argument(metavar="DIR")], as_json: As
     table.add_row("made", manifest.created)
     table.add_row("settings", escape(", ".join(f"{name} {value}" for name, value in manifest.settings.items())))
     table.add_row("versions", escape(", ".join(f"{name} {value}" for name, value in manifest.versions.items())))
-    Console().print(table)
+    console().print(table)
 
 
 @index_app.command("check")
@@ -450,7 +450,7 @@ def index_check(
     table.add_row("meshes that are no asset's", f"{report.num_orphaned:,}")
     for name in (*report.missing, *report.orphaned):
         table.add_row("", escape(name))
-    Console().print(table)
+    console().print(table)
 
 
 def main() -> None:

@@ -16,7 +16,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 SERVING_FILE = ".serving.json"  # written by `redream serve` while it runs
+CLOCK_SECONDS = 2.0  # by which the system's word on when a process started may change
 QUIET = {
     "DO_NOT_TRACK": "true",  # MLflow takes only this spelling
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -65,8 +68,10 @@ def read_serving(out: Path) -> dict[str, str] | None:
     """Return where the servers are that `redream serve` runs for this folder, or nothing where none does."""
     try:
         serving = json.loads((out / SERVING_FILE).read_text(encoding="utf-8"))
-        os.kill(serving["pid"], 0)
-    except (OSError, ValueError, KeyError, TypeError):  # absent, damaged, or left behind by one that was killed
+        later = psutil.Process(serving["pid"]).create_time() - serving["started"]
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, psutil.Error):
+        return None  # absent, damaged, or left behind by one that was killed
+    if abs(later) > CLOCK_SECONDS:  # its number is another process's by now
         return None
     return {name: str(serving[name]) for name in ("prefect_api", "mlflow_url")}
 

@@ -7,6 +7,9 @@ It creates the work pool, the deployments and an automation, and then looks afte
 - A run that was handed to a worker and never started is marked `Crashed` as well.
 - A crashed run is scheduled again, at most `--max-resumes` times; its finished stages are in the store, and it
   continues from its last checkpoint. The state `Resumed` in its history counts the attempts.
+- Tasks that a crashed run had under way are marked `Crashed` with it.
+
+It also lets the server refuse parameters that a deployment does not have, which prefect.yaml cannot ask for.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
 
 PROJECT = Path(__file__).parents[1]
+TAG = "redream"  # of every deployment in prefect.yaml
 AUTOMATION = "redream: runs that fell silent are crashed"
 RESUMED = "Resumed"
 SILENT = "No sign of life: its process or its machine died."
@@ -58,6 +62,7 @@ async def keep(max_resumes: int) -> None:
         await create_pool(client)
         await create_automation()
         deploy()
+        await refuse_unknown_parameters(client)
         print(f"keeper: pool {POOL!r} and its deployments are there", file=sys.stderr, flush=True)
         while True:
             try:
@@ -91,6 +96,17 @@ def deploy() -> None:
     )
     if done.returncode != 0:
         raise RuntimeError(f"prefect deploy --all failed: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+
+
+async def refuse_unknown_parameters(client: PrefectClient) -> None:
+    """Close the parameters' schema of every deployment of prefect.yaml, so that a misspelt name is no accepted one."""
+    from prefect.client.schemas import filters
+    from prefect.client.schemas.actions import DeploymentUpdate
+
+    ours = filters.DeploymentFilter(tags=filters.DeploymentFilterTags(all_=[TAG]))
+    for deployment in await client.read_deployments(deployment_filter=ours):
+        schema = {**(deployment.parameter_openapi_schema or {}), "additionalProperties": False}
+        await client.update_deployment(deployment.id, DeploymentUpdate(parameter_openapi_schema=schema))
 
 
 async def create_automation() -> None:
@@ -136,9 +152,9 @@ async def reconcile(client: PrefectClient, max_resumes: int, now: datetime) -> l
         if _age(run, now) >= START:
             await _set_state(client, run, "CRASHED", "Crashed", "No worker started it.")
             done.append(f"{run.name}: no worker started it")
-    for run in await _runs_in(client, "CRASHED", now):
-        if _age(run, now) < RESUME_DELAY:
-            continue
+    crashed = [run for run in await _runs_in(client, "CRASHED", now) if _age(run, now) >= RESUME_DELAY]
+    await _end_tasks(client, crashed)
+    for run in crashed:
         states = await client.read_flow_run_states(run.id)
         num_resumed = sum(state.name == RESUMED for state in states)
         if num_resumed < max_resumes:
@@ -146,6 +162,20 @@ async def reconcile(client: PrefectClient, max_resumes: int, now: datetime) -> l
             await _set_state(client, run, "SCHEDULED", RESUMED, attempt)
             done.append(f"{run.name}: {attempt}")
     return done
+
+
+async def _end_tasks(client: PrefectClient, crashed: list[FlowRun]) -> None:
+    """Mark the tasks as crashed that runs had under way when they did: nobody else will."""
+    from prefect.client.schemas import filters
+    from prefect.states import Crashed
+
+    if not crashed:
+        return
+    runs = filters.FlowRunFilter(id=filters.FlowRunFilterId(any_=[run.id for run in crashed]))
+    under_way = filters.TaskRunFilterStateType(any_=["PENDING", "RUNNING"])  # pyright: ignore[reportArgumentType]
+    tasks = filters.TaskRunFilter(state=filters.TaskRunFilterState(type=under_way))
+    for task in await client.read_task_runs(flow_run_filter=runs, task_run_filter=tasks):
+        await client.set_task_run_state(task.id, Crashed(message="Its run crashed."), force=True)
 
 
 async def _runs_in(client: PrefectClient, state: str, now: datetime) -> list[FlowRun]:

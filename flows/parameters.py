@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 from pydantic import Field, StringConstraints
 
+from flows.plan import NEEDS
 from flows.request import MAX_PROMPT_CHARS
 from redream.config import PRESETS, Method, RunConfig
 
@@ -39,6 +40,7 @@ Settings = Annotated[dict[str, Any], Field(json_schema_extra={"propertyNames": {
 # As `new_run_id` makes them: no dots and no slashes, so that none leaves the folder of the runs.
 RunId = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[a-z0-9][a-z0-9-]*$")]
 BatchId = Annotated[str, StringConstraints(max_length=100, pattern=r"^[a-z0-9-]*$")]
+StageName = Annotated[str, Field(json_schema_extra={"enum": ["", *NEEDS]})]
 RunIds = Annotated[list[RunId], Field(min_length=1, max_length=1000)]
 Licenses = Annotated[list[Annotated[str, StringConstraints(max_length=20)]], Field(max_length=20)]
 CatalogName = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f]*$")]

@@ -6,12 +6,11 @@ Prefect's own Retry keeps it, and so continues the rerun instead of starting ano
 
 from __future__ import annotations
 
-from typing import Any
-
 from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.generate import THREADS, make
+from flows.parameters import Place, RunId, Settings, StageName
 from flows.plan import checked_rerun
 from flows.request import DEFAULT_OUT
 from tasks.exporting import Made
@@ -19,12 +18,14 @@ from tasks.runs import Repeats, open_run, settle_crashed
 
 
 @flow(name="rerun", flow_run_name="rerun of {run_id}", task_runner=THREADS)
-def rerun(run_id: str, from_stage: str = "", settings: dict[str, Any] = {}, out: str = DEFAULT_OUT) -> Made:
+def rerun(run_id: RunId, from_stage: StageName = "", settings: Settings = {}, out: Place = DEFAULT_OUT) -> Made:
     """Repeat a run in part.
 
     Args:
+        run_id: a run, as `redream runs` names it.
         from_stage: the first stage to make anew, with all that depend on it; empty for what has not finished.
         settings: overrides beside those of the run, such as `{"distill.num_steps": 500}`.
+        out: folder of runs and stage outputs, on the worker's machine.
     """
     asked = checked_rerun(run_id, from_stage, settings, out)
     request, parent = asked.request, asked.parent

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+import psutil
 from filelock import FileLock, Timeout
 
 from flows.environment import SERVING_FILE
@@ -194,7 +195,12 @@ def _start_all(supervisor: Supervisor, asked: Serving, say: Callable[[str], None
         return
     write_json(
         asked.out / SERVING_FILE,
-        {"pid": os.getpid(), "prefect_api": asked.prefect_api, "mlflow_url": asked.mlflow_url},
+        {
+            "pid": os.getpid(),
+            "started": psutil.Process().create_time(),
+            "prefect_api": asked.prefect_api,
+            "mlflow_url": asked.mlflow_url,
+        },
     )
     say(f"Prefect:  {asked.prefect_api.removesuffix('/api')}/deployments")
     say(f"MLflow:   {asked.mlflow_url}")

@@ -6,6 +6,7 @@ Prompts and captions come from strangers: rich reads no markup in them, and what
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -21,17 +22,24 @@ from tasks.garbage import Garbage
 from tasks.progress import duration
 from tasks.records import UNFINISHED
 
+PIPE_WIDTH = 1000  # characters
+
+
+def console() -> Console:
+    """Return where tables go; a pipe or a file has no width, so that nothing is broken there."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+
 
 def print_made(made: dict[str, Any], out: str) -> None:
     """Say what was found, the figures, where the page is and how to open MLflow."""
-    console = Console(highlight=False)
+    screen = console()
     if made["neighbors"]:
-        console.print(neighbor_table(made["neighbors"]))
-    console.print(metric_table(made["metrics"], title=made["prompt"]))
+        screen.print(neighbor_table(made["neighbors"]))
+    screen.print(metric_table(made["metrics"], title=made["prompt"]))
     for name in ("page", "turntable", "mesh"):
-        console.print(f"{name:<10}{made[name]}", soft_wrap=True)
+        screen.print(f"{name:<10}{made[name]}", soft_wrap=True)
     where = "" if out == DEFAULT_OUT else f" --out {shlex.quote(out)}"
-    console.print(f"{'MLflow':<10}redream ui{where}", soft_wrap=True)
+    screen.print(f"{'MLflow':<10}redream ui{where}", soft_wrap=True)
 
 
 def neighbor_table(neighbors: list[dict[str, Any]]) -> Table:
@@ -56,7 +64,8 @@ def metric_table(metrics: dict[str, float], title: str) -> Table:
 
 
 def runs_table(records: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(Column("run", no_wrap=True, overflow="ignore"), "state", "method", "prompt", "figures", box=None)
+    longest = max(len(record["run_id"]) for record in records)  # whole, for it is what other commands take
+    table = Table(Column("run", min_width=longest), "state", "method", "prompt", "figures", box=None)
     for record in records:
         figures = ", ".join(f"{name} {value:.3f}" for name, value in sorted(record["metrics"].items()))
         method = record["request"].get("method", record["flow"])
@@ -66,20 +75,20 @@ def runs_table(records: Sequence[Mapping[str, Any]]) -> Table:
 
 def print_run(record: Mapping[str, Any], out: str) -> None:
     """Say how a run went: its stages, figures, files, and how to run it again."""
-    console = Console(highlight=False)
-    console.print(f"{shown(record['prompt'])}\n{record['run_id']}  [bold]{record['state']}[/]", soft_wrap=True)
+    screen = console()
+    screen.print(f"{shown(record['prompt'])}\n{record['run_id']}  [bold]{record['state']}[/]", soft_wrap=True)
     if "error" in record:
-        console.print(f"[red]{shown(record['error'])}[/]", soft_wrap=True)
+        screen.print(f"[red]{shown(record['error'])}[/]", soft_wrap=True)
     table = Table("stage", "state", "took", Column("output or reason", overflow="fold"), box=None)
     for name, entry in record["stages"].items():
         place = entry.get("folder", entry.get("error", ""))
         took = duration(entry["seconds"]) if "seconds" in entry else ""
         table.add_row(name, entry["state"], took, shown(place))
-    console.print(table)
+    screen.print(table)
     if record["metrics"]:
-        console.print(metric_table(record["metrics"], title="figures"))
+        screen.print(metric_table(record["metrics"], title="figures"))
     for name, value in run_facts(record, out).items():
-        console.print(f"{name:<10}{shown(value)}", soft_wrap=True)
+        screen.print(f"{name:<10}{shown(value)}", soft_wrap=True)
 
 
 def print_batch(made: Mapping[str, Any]) -> None:
@@ -91,9 +100,9 @@ def print_batch(made: Mapping[str, Any]) -> None:
             str(outcome["line"]), outcome["state"], str(outcome["seed"]), shown(outcome["prompt"]),
             shown(place or outcome["reason"]),
         )  # fmt: skip
-    console = Console(highlight=False)
-    console.print(table)
-    console.print(f"gallery   {made['gallery']}", soft_wrap=True, markup=False)
+    screen = console()
+    screen.print(table)
+    screen.print(f"gallery   {made['gallery']}", soft_wrap=True, markup=False)
 
 
 def print_garbage(found: Sequence[Garbage], num_deleted: int, is_deleting: bool) -> None:
@@ -101,14 +110,14 @@ def print_garbage(found: Sequence[Garbage], num_deleted: int, is_deleting: bool)
     table = Table("stage", "what", Column("MB", justify="right"), Column("folder", overflow="fold"), box=None)
     for each in found:
         table.add_row(each.stage, each.kind, f"{each.num_bytes / 1e6:.1f}", each.path)
-    console = Console(highlight=False)
+    screen = console()
     if found:
-        console.print(table)
+        screen.print(table)
     total = f"{len(found)} folders, {sum(each.num_bytes for each in found) / 1e6:.1f} MB"
     if is_deleting:
-        console.print(f"{total}; {num_deleted} of them deleted")
+        screen.print(f"{total}; {num_deleted} of them deleted")
     else:
-        console.print(f"{total}; --yes deletes them" if found else "nothing can go")
+        screen.print(f"{total}; --yes deletes them" if found else "nothing can go")
 
 
 def run_facts(record: Mapping[str, Any], out: str) -> dict[str, str]:

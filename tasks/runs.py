@@ -82,6 +82,8 @@ def open_run(
         repeats: the run that this one repeats in part.
         batch: the run of the batch that this one belongs to.
     """
+    if (flow_run.run_count or 0) > 1:  # an earlier attempt died, and could not close what it had opened
+        settle_crashed(out)
     started = datetime.now(UTC)
     run_id = new_run_id(prompt, started, request)
     run_folder(out, run_id).mkdir(parents=True)

@@ -203,6 +203,7 @@ def _compute(
         folder, checkpoint = run.store.begin(key)
         work = Work(key.stage, folder, checkpoint, tracker)
         result = produce(work)
+        tracker.flush()  # once the output counts, no later attempt logs its steps again
         seconds = time.monotonic() - started
         facts = {"run_id": run.run_id, "prefect": run.prefect_tags}
         output = run.store.publish(key, result, work.metrics, seconds, tracker.run_id, facts)

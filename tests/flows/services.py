@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,9 @@ class Served:
         """Return the process of a service, by what it runs."""
         words = {"worker": "flows.worker", "keeper": "flows.keeper", "prefect": "prefect", "mlflow": "mlflow"}
         for process in psutil.Process(self.process.pid).children():
-            if words[name] in process.cmdline():
-                return process
+            with suppress(psutil.Error):  # it has just ended
+                if words[name] in process.cmdline():
+                    return process
         raise LookupError(name)
 
     def create_run(self, deployment: str, parameters: dict[str, Any]) -> tuple[int, Any]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -37,20 +38,20 @@ def deploy_small_flow(served: Served, name: str, pool: str = "local") -> str:
         "work_pool_name": pool,
         "job_variables": {"env": {"PYTHONPATH": str(ROOT)}},
     }
-    status, answer = ask(f"{served.api}/deployments/", content=deployment)
-    assert status in (200, 201), answer
+    # A busy database answers with 503, after which Prefect's own client asks again as well.
+    wait_until(lambda: ask(f"{served.api}/deployments/", content=deployment)[0] in (200, 201), 60)
     return f"{name}/{pool}"
 
 
-def flow_process(served: Served, run_id: str) -> psutil.Process:
-    """Find the process of a run on this machine."""
+def flow_processes(run_id: str) -> list[psutil.Process]:
+    """Find the processes of a run on this machine: Prefect starts the flow's own from one that watches it."""
+    found = []
     for process in psutil.process_iter():
-        try:
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             if process.environ().get("PREFECT__FLOW_RUN_ID") == run_id:
-                return process
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    raise LookupError(run_id)
+                found.append(process)
+    assert found, run_id
+    return found
 
 
 def moment(state: dict[str, Any]) -> float:
@@ -69,15 +70,15 @@ def test_silence_is_several_heartbeats_and_less_than_what_is_promised() -> None:
 def test_killed_worker_and_flow_end_up_crashed_and_the_run_is_finished_in_minutes(
     served: Served, world: World, tmp_path: Path
 ) -> None:
-    settings = {**world.settings, "distill.num_steps": 400}
+    settings = {**world.settings, "distill.num_steps": 400, "export.density_threshold": 0.02}
     parameters = {"prompt": "a grey box", "preset": "smoke", "index": world.index, "settings": settings}
     parameters["out"] = str(tmp_path)
     _, run = served.create_run("generate/generate", parameters)
-    wait_until(lambda: any("adapt" in record["stages"] for record in list_runs(tmp_path)), PATIENCE)
-    worker, flow = served.service("worker"), flow_process(served, run["id"])
+    wait_until(lambda: any("distill" in record["stages"] for record in list_runs(tmp_path)), PATIENCE)
+    worker, flow = served.service("worker"), flow_processes(run["id"])
     killed = time.time()
-    worker.kill()
-    flow.kill()
+    for process in (worker, *flow):
+        process.kill()
     served.wait_for_state(run["id"], (RESUMED, "Pending", "Running", "Completed"), PATIENCE)
     wait_until(lambda: RESUMED in served.state_names(run["id"]), PATIENCE)
     crash = next(state for state in served.states(run["id"]) if state["name"] == "Crashed")
@@ -148,12 +149,12 @@ def test_worker_that_is_told_twice_ends_its_run_and_says_so_in_minutes(
     sleeping = deploy_small_flow(served, "sleeping", pool_of(other_worker))
     _, run = served.create_run(sleeping, {"folder": str(tmp_path), "seconds": 3600})
     wait_until(lambda: (tmp_path / "started").exists(), PATIENCE)
-    flow = flow_process(served, run["id"])
+    flow = flow_processes(run["id"])
     other_worker.send_signal(signal.SIGTERM)
     time.sleep(2)
     other_worker.send_signal(signal.SIGTERM)
     assert other_worker.wait(PATIENCE) == 143
-    assert not flow.is_running() or flow.status() == psutil.STATUS_ZOMBIE
+    assert not [process for process in flow if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
     state = served.run(run["id"])["state"]
     assert state["name"] == "Crashed"
     assert state["message"] == STOPPED or "termination" in state["message"]

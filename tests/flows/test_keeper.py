@@ -8,12 +8,28 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from prefect import flow
+import pytest
+from prefect import flow, task
 from prefect.client.orchestration import PrefectClient, get_client
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Completed, Crashed, Pending, Running, State
 
-from flows.keeper import RESUME_WITHIN, RESUMED, START, create_automation, create_pool, reconcile
+from flows.keeper import (
+    RESUME_WITHIN,
+    RESUMED,
+    START,
+    TAG,
+    create_automation,
+    create_pool,
+    reconcile,
+    refuse_unknown_parameters,
+)
 from flows.serving import POOL
+
+
+@task
+def stage() -> None:
+    """Never run either."""
 
 
 @flow(name="kept")
@@ -66,6 +82,32 @@ def test_crashed_run_is_scheduled_again_after_a_moment_and_a_set_number_of_times
         assert run.state is not None and run.state.is_final()
 
     with_run(Crashed(), check)
+
+
+def test_tasks_of_a_crashed_run_crash_with_it_and_its_finished_ones_stay(prefect_server: None) -> None:
+    async def check(client: PrefectClient, run_id: UUID) -> None:
+        under_way = await client.create_task_run(stage, run_id, "0", state=Running())
+        finished = await client.create_task_run(stage, run_id, "1", state=Completed())
+        assert await look(client, run_id, timedelta(seconds=30), max_resumes=0) == "Crashed"
+        states = [(await client.read_task_run(task.id)).state for task in (under_way, finished)]
+        assert [state.name for state in states if state is not None] == ["Crashed", "Completed"]
+
+    with_run(Crashed(), check)
+
+
+def test_parameter_that_a_deployment_does_not_have_is_refused(prefect_server: None) -> None:
+    async def check(client: PrefectClient, run_id: UUID) -> None:
+        flow_id = await client.create_flow(kept)
+        schema = {"type": "object", "properties": {"seed": {"type": "integer"}}}
+        ours = await client.create_deployment(
+            flow_id, name="ours", tags=[TAG], parameter_openapi_schema=schema, enforce_parameter_schema=True
+        )
+        await refuse_unknown_parameters(client)
+        with pytest.raises(PrefectHTTPStatusError, match="sede"):
+            await client.create_flow_run_from_deployment(ours, parameters={"sede": 1})
+        assert await client.create_flow_run_from_deployment(ours, parameters={"seed": 1})
+
+    with_run(Completed(), check)
 
 
 def test_run_that_no_worker_started_is_crashed_but_not_before_a_worker_had_time(prefect_server: None) -> None:

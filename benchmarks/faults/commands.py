@@ -1,0 +1,273 @@
+"""Faults of commands: kills in every stage and at every kind of write, a full disk, lost and damaged files."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.faults.ground import (
+    MARK,
+    Ground,
+    asking,
+    end,
+    finished_stages,
+    free_port,
+    half_written,
+    orphans,
+    own_environment,
+    repeating,
+    wait_until,
+)
+from benchmarks.faults.rows import Row, is_root, row_after
+from flows.serving import ask
+from tasks.records import list_runs
+from tasks.store import MANIFEST
+
+TMPFS_BYTES = 64 * 2**20
+LEFT_BYTES = 700 * 2**10  # less than a distillation's output
+MAX_DELAY = 5.0  # seconds that a dead MLflow may cost a stage
+MOMENTS = ("working", "writing", "publishing", "published")
+RERUN = "`redream rerun RUN`"
+AGAIN = "the same command"
+
+
+def killed_in_stage(ground: Ground, fault: str, stage: str) -> Row:
+    """Kill a command at work in a stage, and its resumptions as they write the stage's output."""
+    is_asset = stage == "take_assets"
+    undisturbed = ground.undisturbed_with_asset if is_asset else ground.undisturbed
+    out = ground.folder(fault)
+    ground.fill(out, stage, undisturbed)
+    half = undisturbed["stages"][stage]["seconds"] / 2
+    command = asking(out, *(ground.asset if is_asset else []))
+    problems: list[str] = []
+    kept: set[str] = set()
+    moments = MOMENTS if stage == "distill" else MOMENTS[:2]  # publishing is the same code for every stage
+    for moment in moments:
+        ended = end(ground.start(fault, command, [moment, stage, str(half)]))
+        record = list_runs(out)[-1]
+        if ended.code != -signal.SIGKILL:
+            problems.append(f"not killed while {moment} but ended with {ended.code}: {ended.last_line}")
+            break
+        problems += _after_kill(fault, out, record, stage)
+        kept = finished_stages(record)
+        command = repeating(out, record["run_id"])
+    kept |= {stage} if moments == MOMENTS else set()  # its output was there at the last kill
+    happened = f"killed {half:.1f} s into it, and when its first file was there"
+    happened += ", and right before and after its output counts" if moments == MOMENTS else ""
+    problems += _finish(ground, fault, out, command)
+    return row_after(ground, fault, out, happened, RERUN, kept, problems, undisturbed)
+
+
+def killed_at_checkpoint(ground: Ground, fault: str) -> Row:
+    """Kill a distillation before its third checkpoint takes the place of the second."""
+    out = ground.folder(fault)
+    ground.fill(out, "distill")
+    ended = end(ground.start(fault, asking(out), ["checkpoint", "distill", "0"]))
+    (record,) = list_runs(out)
+    problems = [] if ended.code == -signal.SIGKILL else [f"not killed: {ended.last_line}"]
+    problems += _after_kill(fault, out, record, "distill")
+    kept = finished_stages(record)
+    steps = _resumed_steps(out)
+    problems += _finish(ground, fault, out, repeating(out, record["run_id"]))
+    happened = f"killed with its third checkpoint written but not in place; {steps} steps were recorded"
+    return row_after(ground, fault, out, happened, RERUN, kept, problems)
+
+
+def killed_with_own_server(ground: Ground, fault: str) -> Row:
+    """Kill a command that had started a Prefect server for itself."""
+    out = ground.folder(fault)
+    ground.fill(out, "distill")
+    ended = end(ground.start(fault, asking(out), ["publishing", "distill", "0"], servers={}))
+    (record,) = list_runs(out)
+    problems = [] if ended.code == -signal.SIGKILL else [f"not killed: {ended.last_line}"]
+    problems += _after_kill(fault, out, record, "distill")
+    command = repeating(out, record["run_id"])
+    done = end(ground.start(fault, command, servers={}))
+    problems += [] if done.code == 0 else [f"not resumed: {done.last_line}"]
+    happened = "killed as it published; its Prefect server ended by itself"
+    return row_after(ground, fault, out, happened, RERUN, finished_stages(record), problems, mlflow="")
+
+
+def mlflow_dead(ground: Ground, fault: str) -> Row:
+    """Kill MLflow before a stage, and start it again after the run."""
+    return _mlflow_away(ground, fault, signal.SIGKILL)
+
+
+def mlflow_hangs(ground: Ground, fault: str) -> Row:
+    """Let MLflow accept connections and not answer, before a stage and until after the run."""
+    return _mlflow_away(ground, fault, signal.SIGSTOP)
+
+
+def disk_full(ground: Ground, fault: str) -> Row:
+    """Let the disk run full while a distillation writes its output, and make room again."""
+    if not is_root():
+        return Row(happened="", skipped="needs root, to mount a small disk")
+    with _small_disk(ground.folder(fault)) as out:
+        ground.fill(out, "distill")
+        filler = out / "filler"
+        filler.write_bytes(bytes(shutil.disk_usage(out).free - LEFT_BYTES))
+        ended = end(ground.start(fault, asking(out)))
+        (record,) = list_runs(out)
+        problems = [f"ended with {ended.code}"] if ended.code not in (1, 2) else []
+        kept = finished_stages(record)
+        filler.unlink()
+        problems += _finish(ground, fault, out, repeating(out, record["run_id"]))
+        happened = f"distill {record['stages'].get('distill', {}).get('state', 'not begun')}: “{ended.last_line}”"
+        return row_after(ground, fault, out, happened, f"room on the disk, then {RERUN}", kept, problems)
+
+
+def read_only(ground: Ground, fault: str) -> Row:
+    """Start in a folder on a disk that cannot be written."""
+    if not is_root():
+        return Row(happened="", skipped="needs root, to mount a disk read-only")
+    with _small_disk(ground.folder(fault)) as out:
+        ground.fill(out, "distill")
+        subprocess.run(["mount", "-o", "remount,ro", out], check=True)
+        ended = end(ground.start(fault, asking(out)))
+        lines = ended.said.strip().splitlines()
+        problems = [] if ended.code == 2 and len(lines) == 1 else [f"code {ended.code}, {len(lines)} lines"]
+        subprocess.run(["mount", "-o", "remount,rw", out], check=True)
+        kept = {path.parts[-4] for path in (out / "store").glob(f"*/??/*/{MANIFEST}")}
+        problems += _finish(ground, fault, out, asking(out))
+        happened = f"refused with code {ended.code}: “{ended.last_line.replace(str(out), 'OUT')}”"
+        return row_after(ground, fault, out, happened, f"a disk that can be written, then {AGAIN}", kept, problems)
+
+
+def truncated(ground: Ground, fault: str) -> Row:
+    """Cut files of finished stages in half, manifests among them, and ask for the same again."""
+    out = ground.folder(fault)
+    ground.fill(out, "export")
+    cut = {"render": "", "adapt": MANIFEST, "distill": ""}
+    for stage, name in cut.items():
+        (folder,) = (out / "store" / stage).glob("??/*")
+        largest = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+        path = folder / name if name else largest
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    problems = _finish(ground, fault, out, asking(out))
+    (record,) = list_runs(out)
+    made = {stage for stage in cut if record["stages"][stage]["state"] == "computed"}
+    problems += [] if made == cut.keys() else [f"used as they were: {', '.join(cut.keys() - made)}"]
+    kept = ground.undisturbed["stages"].keys() - cut.keys() - {"export"}
+    happened = f"half of a file of {', '.join(cut)} gone; these were made again, the rest reused"
+    return row_after(ground, fault, out, happened, AGAIN, kept, problems)
+
+
+def two_at_once(ground: Ground, fault: str) -> Row:
+    """Run the same command twice at the same time."""
+    out = ground.folder(fault)
+    ground.fill(out, "render")
+    kept = {path.parts[-4] for path in (out / "store").glob(f"*/??/*/{MANIFEST}")}
+    both = [ground.start(fault, asking(out)) for _ in range(2)]
+    ended = [end(process) for process in both]
+    problems = [f"ended with {each.code}: {each.last_line}" for each in ended if each.code != 0]
+    records = list_runs(out)
+    for stage in ground.undisturbed["stages"].keys() - kept:
+        states = sorted(record["stages"].get(stage, {}).get("state", "missing") for record in records)
+        if states != ["cached", "computed"]:
+            problems.append(f"{stage} was {' and '.join(states)}")
+    happened = f"{len(ground.undisturbed['stages'].keys() - kept)} stages made once, by one or the other"
+    return row_after(ground, fault, out, happened, "not needed", kept, problems)
+
+
+def _mlflow_away(ground: Ground, fault: str, how: signal.Signals) -> Row:
+    out = ground.folder(fault)
+    ground.fill(out, "warm_up")
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    server = _start_mlflow(ground, fault, port)
+    addresses = {"PREFECT_API_URL": ground.served.addresses["PREFECT_API_URL"], "MLFLOW_TRACKING_URI": url}
+    process = ground.start(fault, asking(out), servers=addresses)
+    wait_until(lambda: any("warm_up" in record["stages"] for record in list_runs(out)) or process.poll() is not None)
+    _signal_family(server, how)
+    ended = end(process)
+    (record,) = list_runs(out)
+    problems = [] if ended.code == 0 else [f"the run ended with {ended.code}: {ended.last_line}"]
+    delay, usual = _delay(record), _delay(ground.undisturbed)
+    problems += [f"distill waited {delay:.1f} s"] if delay > MAX_DELAY else []
+    num_waiting = len(list((out / "spool").glob("*-*/*.json")))
+    if how == signal.SIGSTOP:
+        _signal_family(server, signal.SIGCONT)
+    else:
+        server.wait()
+        server = _start_mlflow(ground, fault, port)
+    synced = end(ground.start(fault, ["sync", "--out", str(out)], servers=addresses))
+    problems += [] if synced.code == 0 else [f"sync ended with {synced.code}: {synced.last_line}"]
+    happened = f"the run went on; {delay:.1f} s of distill were no work (undisturbed {usual:.1f} s); "
+    happened += f"{num_waiting} events waited and were delivered"
+    row = row_after(ground, fault, out, happened, "`redream sync`", set(), problems, mlflow=url)
+    _signal_family(server, signal.SIGTERM)
+    server.wait()
+    return row
+
+
+def _delay(record: dict[str, Any]) -> float:
+    """Return the seconds around a distillation's own work: since the stages before it, and until it was recorded."""
+    stages = record["stages"]
+    distill = stages["distill"]
+    since = max(datetime.fromisoformat(stages[stage]["ended"]) for stage in ("warm_up", "adapt"))
+    return (datetime.fromisoformat(distill["ended"]) - since).total_seconds() - distill["seconds"]
+
+
+def _start_mlflow(ground: Ground, fault: str, port: int) -> subprocess.Popen[bytes]:
+    """Start an MLflow server of the fault's own, and wait until it answers."""
+    settings = {
+        "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{ground.work / fault}.db",
+        "MLFLOW_ARTIFACTS_DESTINATION": str(ground.work / f"{fault}.artifacts"),
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port)],
+        env={**own_environment("servers"), **settings},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    ground.processes.append(server)
+    wait_until(lambda: ask(f"http://127.0.0.1:{port}/health")[0] == 200)
+    return server
+
+
+def _signal_family(server: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    for process in [*psutil.Process(server.pid).children(recursive=True), psutil.Process(server.pid)]:
+        process.send_signal(number)
+
+
+def _after_kill(fault: str, out: Path, record: dict[str, Any], stage: str) -> list[str]:
+    """Return what is wrong right after a kill: a record that says something else, half an output, an orphan."""
+    problems = []
+    if record["state"] != "crashed" or record["stages"][stage]["state"] != "crashed":
+        problems.append(f"the record says {record['state']}, {stage} {record['stages'][stage]['state']}")
+    if wrong := half_written(out):
+        problems.append(f"half-written after the kill: {', '.join(wrong)}")
+    if alive := orphans(lambda environment: environment.get(MARK) == fault):
+        problems.append(f"{len(alive)} orphans after the kill")
+    return problems
+
+
+def _finish(ground: Ground, fault: str, out: Path, command: list[str]) -> list[str]:
+    ended = end(ground.start(fault, command))
+    return [] if ended.code == 0 else [f"not resumed but ended with {ended.code}: {ended.last_line}"]
+
+
+def _resumed_steps(out: Path) -> int:
+    (steps,) = (out / "store" / "partial" / "distill").glob("*/checkpoint/steps.jsonl")
+    return steps.read_text().count("\n")
+
+
+@contextmanager
+def _small_disk(folder: Path) -> Iterator[Path]:
+    """Mount a small disk in memory."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={TMPFS_BYTES}", "tmpfs", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
