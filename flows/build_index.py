@@ -73,6 +73,7 @@ def build_index(
             cache_dir=str(folder / "cache"),
             retrieval=config.retrieval,
             download=config.download,
+            mesh=config.mesh,
         )
         with build_lock(request.index_dir):
             plan = plan_index(run, request)

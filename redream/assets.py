@@ -26,6 +26,7 @@ from redream.mesh_files.refusal import AssetError as AssetError  # what `load_me
 from redream.scenes import scene_of, scene_parts, scene_vertices
 
 DEFAULT_LIMITS = MeshLimits()
+UpAxis = Literal["+Y", "+Z"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,16 +39,20 @@ class Asset:
     source: str
     license: str
     author: str = ""
+    up_axis: UpAxis = "+Y"  # of the mesh file; +Z where its author ignored glTF's axes
 
 
-def load_mesh(
-    path: str | Path, limits: MeshLimits = DEFAULT_LIMITS, up_axis: Literal["+Y", "+Z"] = "+Y"
-) -> trimesh.Scene:
+def load_mesh(path: str | Path, limits: MeshLimits = DEFAULT_LIMITS, up_axis: UpAxis = "+Y") -> trimesh.Scene:
     """Read a mesh file into a scene of triangles in world axes, or raise `AssetError`.
 
     With `up_axis="+Z"`, for files whose author ignored glTF's axes, the file's axes are taken for the world's.
     """
     return read_mesh_apart(Path(path), limits, up_axis)
+
+
+def load_asset(asset: Asset, limits: MeshLimits = DEFAULT_LIMITS) -> trimesh.Scene:
+    """Read an asset's mesh into a scene in world axes, or raise `AssetError`."""
+    return load_mesh(asset.mesh_path, limits, asset.up_axis)
 
 
 def normalize_mesh(scene: trimesh.Scene, object_radius: float = 0.5) -> trimesh.Scene:
