@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -73,6 +74,7 @@ def build_index(
             cache_dir=str(folder / "cache"),
             retrieval=config.retrieval,
             download=config.download,
+            mesh=config.mesh,
         )
         with build_lock(request.index_dir):
             plan = plan_index(run, request)
@@ -107,7 +109,8 @@ def task_runner(name: str, address: str = "") -> TaskRunner[Any]:
             )
         from prefect_ray import RayTaskRunner  # pyright: ignore[reportMissingImports]  # an extra
 
-        return RayTaskRunner(address=address or None)
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        return RayTaskRunner(address=address or None, init_kwargs={} if address else {"include_dashboard": False})
     except ImportError as error:
         raise ValueError(f"--runner {name} needs more packages: pip install 'redream[{name}]'") from error
 

@@ -409,7 +409,7 @@ def index_info(index: Annotated[str, typer.Argument(metavar="DIR")], as_json: As
         _print_json({**asdict(manifest), "num_bytes": manifest.num_bytes})
         return
     table = Table("", "", box=None, show_header=False)
-    table.add_row("catalog", escape(f"{manifest.catalog}, meshes below {manifest.asset_root}"))
+    table.add_row("catalog", escape(f"{manifest.catalog}, meshes below {manifest.asset_folder}"))
     table.add_row("assets", f"{manifest.num_assets:,} ({manifest.num_refused:,} refused)")
     for reason, count in sorted(manifest.dropped.items()):
         table.add_row("left out", escape(f"{count:,} x {reason}"))

@@ -24,7 +24,7 @@ from numpy.lib.format import open_memmap
 
 from index_build.catalog import Catalog
 from index_build.embeddings import NOT_DOWNLOADED, Shard, embed_assets, read_shard
-from index_build.views import ViewSource
+from index_build.views import MESH_LIMITS, ViewSource
 from redream.clip import Clip
 from redream.config import RetrievalConfig
 from redream.index_files import (
@@ -134,7 +134,8 @@ def plan_build(
         num_shards=0,
     )
     plan.folder.mkdir(parents=True, exist_ok=True)
-    identity = json.dumps([clip.identity, {**settings, "assets_per_shard": None}], sort_keys=True)
+    looks = {name: value for name, value in settings.items() if name not in ("assets_per_shard", MESH_LIMITS)}
+    identity = json.dumps([clip.identity, looks], sort_keys=True)
     keys = [_key(identity, asset.caption, catalog.digest(asset), views.digest(asset)) for asset in assets]
     known = _known_keys(plan)
     pending = {key: i for i, key in enumerate(keys) if key not in known}
@@ -251,6 +252,8 @@ def _earlier_index(plan: BuildPlan) -> Iterator[Shard]:
         check_files(manifest, fully=True)
         shape = (manifest.num_assets, manifest.embedding_dim)
         refused = read_table(manifest.folder / "refused.arrow", REFUSED_SCHEMA)
+        if manifest.settings.get(MESH_LIMITS) != plan.settings.get(MESH_LIMITS):
+            refused = refused.slice(0, 0)  # what was above the limits may be below the new ones
         yield Shard(
             keys=read_table(manifest.folder / "assets.arrow", ASSET_SCHEMA)["key"].to_pylist(),
             text=read_vectors(manifest.folder / "text.npy", shape),

@@ -1,9 +1,9 @@
 """Captions from CSV files that nobody vetted: Cap3D's own form, or a table with a header.
 
 Cap3D's files (Luo et al., 2023, arXiv 2306.07279) have no header and two columns, an id and a caption, quoted where it
-holds commas, CRLF. A table has a header with `caption`, with `uid` or `path`, and possibly with `license`, `author` and
-`source`. Each row of either comes out once or is counted once, and a broken row takes no other with it: a quote that is
-never closed costs its own line and not the rest of the file.
+holds commas, CRLF. A table has a header with `caption`, with `uid` or `path`, and possibly with `license`, `author`,
+`source` and `up_axis`. Each row of either comes out once or is counted once, and a broken row takes no other with it: a
+quote that is never closed costs its own line and not the rest of the file.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
+from redream.neighbors import UpAxis
+
 MAX_CAPTION = 1_000  # characters; CLIP reads 77 tokens, longer captions are cut
 MAX_ROW_BYTES = 65_536
 MAX_ROW_LINES = 64  # that one quoted caption may span
@@ -27,6 +29,7 @@ MALFORMED = "malformed row"
 EMPTY_ID = "empty id"
 EMPTY_CAPTION = "empty caption"
 REFUSAL = "refusal in place of a caption"
+UNKNOWN_AXIS = "up axis other than +Y and +Z"
 
 # What pandas and other writers leave of a missing caption.
 _MISSING = {"", "nan", "none", "null", "n/a"}
@@ -45,7 +48,9 @@ _HEADER = {
     "attribution": "author",
     "source": "source",
     "url": "source",
+    "up_axis": "up_axis",
 }
+_UP_AXES: dict[str, UpAxis] = {"": "+Y", "+Y": "+Y", "Y": "+Y", "+Z": "+Z", "Z": "+Z"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +63,7 @@ class CaptionRow:
     license: str = ""
     author: str = ""
     source: str = ""
+    up_axis: UpAxis = "+Y"
 
 
 def read_captions(path: str | Path, dropped: Counter[str]) -> Iterator[CaptionRow]:
@@ -109,6 +115,9 @@ def _checked(cells: list[str], columns: dict[str, int], width: int) -> CaptionRo
         return EMPTY_CAPTION
     if _REFUSED.match(caption):
         return REFUSAL
+    up_axis = _UP_AXES.get(fields.get("up_axis", "").upper())
+    if up_axis is None:
+        return UNKNOWN_AXIS
     return CaptionRow(
         uid=fields.get("uid", ""),
         caption=caption,
@@ -116,6 +125,7 @@ def _checked(cells: list[str], columns: dict[str, int], width: int) -> CaptionRo
         license=clean_text(fields.get("license", ""), 200),
         author=clean_text(fields.get("author", ""), 300),
         source=clean_text(fields.get("source", ""), 500),
+        up_axis=up_axis,
     )
 
 

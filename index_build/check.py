@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -99,7 +98,7 @@ def _image_recall(index: AssetIndex, query: Float[np.ndarray, " dim"]) -> float:
 
 def _strays(index: AssetIndex) -> tuple[list[str], list[str]]:
     """Return the assets whose meshes are not here, and the meshes that are no asset's."""
-    root = Path(index.manifest.asset_root)
+    root = index.manifest.asset_folder
     paths = index.assets.table["mesh_path"].to_pylist()
     known = set(paths)
     missing = [path for path in paths if not (root / path).is_file()]

@@ -129,6 +129,7 @@ def _described(root: Path, file: str, row: CaptionRow | None) -> Asset:
         source=row.source or said.get("source", "") or file,
         license=row.license or said.get("license", ""),
         author=row.author or said.get("author", ""),
+        up_axis=row.up_axis,
     )
 
 

@@ -12,15 +12,19 @@ import re
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import trimesh
 from jaxtyping import Float
 from PIL import Image
 
-from redream.assets import AssetError, load_mesh, normalize_mesh
+from redream.assets import DEFAULT_LIMITS, AssetError, load_mesh, normalize_mesh
 from redream.cameras import Camera, orbit
+from redream.config import MeshLimits
 from redream.images import composite, to_images
 from redream.neighbors import Asset
 from redream.render.mesh import MeshRenderer, mesh_renderer
@@ -29,6 +33,7 @@ ELEVATION_DEG = 15.0
 CAMERA_DISTANCE = 1.5  # an object of radius 0.5 then fills 87 % of the image's height
 FOVY_DEG = 45.0
 BACKGROUND = 1.0
+MESH_LIMITS = "mesh_limits"  # the setting that decides whether a mesh opens, and not what it looks like
 
 MAX_IMAGE_PIXELS = 4096 * 4096
 MAX_IMAGE_BYTES = 64 * 2**20  # unpacked, of one file of an archive
@@ -46,13 +51,20 @@ class RenderedViews:
         fetch: brings a mesh to this machine, where it may not lie yet, and returns its path.
     """
 
-    def __init__(self, num_views: int, image_size: int, fetch: Callable[[str], Path] = Path) -> None:
+    def __init__(
+        self,
+        num_views: int,
+        image_size: int,
+        fetch: Callable[[str], Path] = Path,
+        limits: MeshLimits = DEFAULT_LIMITS,
+    ) -> None:
         self.num_views = num_views
         self.image_size = image_size
         self._fetch = fetch
+        self._limits = limits
 
-    def settings(self) -> dict[str, int | float | str]:
-        """Return what decides how an asset looks, as the index's manifest states it."""
+    def settings(self) -> dict[str, Any]:
+        """Return what decides how an asset looks, and the limits within which it opens, as the manifest states it."""
         return {
             "views": "rendered",
             "num_views": self.num_views,
@@ -61,18 +73,24 @@ class RenderedViews:
             "camera_distance": CAMERA_DISTANCE,
             "fovy_deg": FOVY_DEG,
             "background": BACKGROUND,
+            MESH_LIMITS: asdict(self._limits),
         }
 
     def digest(self, asset: Asset) -> str:
-        """Return nothing: own renders follow from the mesh, whose digest the catalog has."""
-        return ""
+        """Return what own renders follow from beside the mesh, whose digest the catalog has."""
+        return asset.up_axis
 
     @contextmanager
     def open(self) -> Iterator[ViewMaker]:
         """Yield a function that renders assets with one OpenGL context."""
         cameras = index_cameras(self.num_views, self.image_size)
         with mesh_renderer(self.image_size, self.image_size) as render:
-            yield lambda asset: render_index_views(self._fetch(asset.mesh_path), cameras, render)
+
+            def views(asset: Asset) -> Views:
+                scene = load_mesh(self._fetch(asset.mesh_path), self._limits, asset.up_axis)
+                return render_index_views(scene, cameras, render)
+
+            yield views
 
 
 class PublishedViews:
@@ -95,7 +113,7 @@ class PublishedViews:
                         self._places[uid] = (path.name, entry.filename)
                         self._digests[uid] = f"{entry.CRC:08x}-{entry.file_size}"
 
-    def settings(self) -> dict[str, int | float | str]:
+    def settings(self) -> dict[str, Any]:
         return {"views": "published", "image_size": self.image_size, "background": BACKGROUND}
 
     def digest(self, asset: Asset) -> str:
@@ -126,10 +144,9 @@ def index_cameras(num_views: int, image_size: int) -> Camera:
     return orbit(num_views, ELEVATION_DEG, CAMERA_DISTANCE, FOVY_DEG, image_size)
 
 
-def render_index_views(mesh_path: str | Path, cameras: Camera, render: MeshRenderer) -> Views:
-    """Render a mesh as it is found, its front wherever it may be."""
-    scene = normalize_mesh(load_mesh(mesh_path))
-    return to_images(composite(render(scene, cameras), BACKGROUND))
+def render_index_views(scene: trimesh.Scene, cameras: Camera, render: MeshRenderer) -> Views:
+    """Render a scene as it is found, its front wherever it may be."""
+    return to_images(composite(render(normalize_mesh(scene), cameras), BACKGROUND))
 
 
 def _open_zip(path: Path) -> zipfile.ZipFile:

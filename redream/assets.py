@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import trimesh
@@ -22,19 +21,23 @@ from jaxtyping import Float
 from redream.config import MeshLimits
 from redream.mesh_files.apart import read_mesh_apart
 from redream.mesh_files.refusal import AssetError as AssetError  # what `load_mesh` raises
+from redream.neighbors import Asset, UpAxis
 from redream.scenes import scene_of, scene_parts, scene_vertices
 
 DEFAULT_LIMITS = MeshLimits()
 
 
-def load_mesh(
-    path: str | Path, limits: MeshLimits = DEFAULT_LIMITS, up_axis: Literal["+Y", "+Z"] = "+Y"
-) -> trimesh.Scene:
+def load_mesh(path: str | Path, limits: MeshLimits = DEFAULT_LIMITS, up_axis: UpAxis = "+Y") -> trimesh.Scene:
     """Read a mesh file into a scene of triangles in world axes, or raise `AssetError`.
 
     With `up_axis="+Z"`, for files whose author ignored glTF's axes, the file's axes are taken for the world's.
     """
     return read_mesh_apart(Path(path), limits, up_axis)
+
+
+def load_asset(asset: Asset, limits: MeshLimits = DEFAULT_LIMITS) -> trimesh.Scene:
+    """Read an asset's mesh into a scene in world axes, or raise `AssetError`."""
+    return load_mesh(asset.mesh_path, limits, asset.up_axis)
 
 
 def normalize_mesh(scene: trimesh.Scene, object_radius: float = 0.5) -> trimesh.Scene:

@@ -32,7 +32,7 @@ from jaxtyping import Float16
 from redream.neighbors import Asset
 from redream.text_recall import EXACT, SCANN_FILES, read_array
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 VECTORS = ("text.npy", "image.npy")
 CONTENT = ("assets.arrow", *VECTORS)  # what the content hash covers
@@ -77,7 +77,7 @@ class IndexManifest:
     num_views: int  # image vectors per asset
     recall: str  # how text recall was prepared
     content_hash: str
-    asset_root: str  # folder that the mesh paths start from
+    asset_root: str  # folder that the mesh paths start from, as seen from the index's own
     created: str
     files: dict[str, FileSeal]
     settings: dict[str, Any] = field(default_factory=dict)
@@ -86,6 +86,11 @@ class IndexManifest:
     @property
     def folder(self) -> Path:
         return Path(self.index_dir, self.generation)
+
+    @property
+    def asset_folder(self) -> Path:
+        """Where the meshes lie; it moves with the index where `asset_root` is relative."""
+        return Path(os.path.abspath(Path(self.index_dir, self.asset_root)))
 
     @property
     def num_bytes(self) -> int:

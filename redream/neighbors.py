@@ -6,6 +6,9 @@ So a run whose stages are all in the store ends without torch, open_clip or trim
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+UpAxis = Literal["+Y", "+Z"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,6 +21,7 @@ class Asset:
     source: str
     license: str
     author: str = ""
+    up_axis: UpAxis = "+Y"  # of the mesh file; +Z where its author ignored glTF's axes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -39,7 +39,7 @@ class AssetIndex:
     def __init__(self, manifest: IndexManifest, clip: Clip) -> None:
         self.manifest = manifest
         folder = manifest.folder
-        self.assets = AssetRows(read_table(folder / "assets.arrow", ASSET_SCHEMA), manifest.asset_root)
+        self.assets = AssetRows(read_table(folder / "assets.arrow", ASSET_SCHEMA), manifest.asset_folder)
         rows, dim = manifest.num_assets, manifest.embedding_dim
         if len(self.assets) != rows or clip.embedding_dim != dim:
             raise IndexMismatch(

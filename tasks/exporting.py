@@ -158,7 +158,7 @@ def _asset_orbits(made_of: Inputs, config: RunConfig) -> list[Tensor]:
     """Render each retrieved asset, turned to the front, on the orbit of the evaluation."""
     if made_of.retrieval is None or made_of.orientation is None:
         return []
-    from redream.assets import load_mesh, normalize_mesh, turn_mesh
+    from redream.assets import load_asset, normalize_mesh, turn_mesh
     from redream.cameras import orbit
     from redream.images import composite
     from redream.render.mesh import render_mesh
@@ -170,7 +170,7 @@ def _asset_orbits(made_of: Inputs, config: RunConfig) -> list[Tensor]:
     neighbors = load_aligned(made_of.retrieval, made_of.orientation).neighbors
     orbits = []
     for neighbor in track(neighbors, "assets' turntables", len(neighbors)):
-        scene = normalize_mesh(load_mesh(neighbor.asset.mesh_path, config.mesh), config.render.object_radius)
+        scene = normalize_mesh(load_asset(neighbor.asset, config.mesh), config.render.object_radius)
         rendering = render_mesh(turn_mesh(scene, -neighbor.azimuth_offset_deg), camera)
         orbits.append(composite(rendering, views.background))
     return orbits

@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from redream.config import DownloadConfig, RetrievalConfig
+from redream.config import DownloadConfig, MeshLimits, RetrievalConfig
 from redream.weights import weights_digest
 from tasks.progress import raise_if_stopped, say, waiting
 from tasks.runs import Run
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from index_build.views import ViewSource
     from redream.clip import Clip
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 CATALOG_SEED = 0
 VARIANTS_PER_PAIR = 3  # 128 pairs of category and colour make 384 assets
 
@@ -61,6 +61,7 @@ class CatalogRequest:
     cache_dir: str
     retrieval: RetrievalConfig
     download: DownloadConfig
+    mesh: MeshLimits
 
 
 @task(
@@ -79,6 +80,7 @@ def index_miniature(run: Run, config: RetrievalConfig) -> Output:
         from index_build.catalog import open_catalog
         from index_build.views import RenderedViews
         from redream.clip import Clip
+        from redream.index_files import write_manifest
         from redream.mini.catalog import write_catalog
 
         write_catalog(work.folder / "catalog", seed=CATALOG_SEED, num_variants=VARIANTS_PER_PAIR)
@@ -92,6 +94,8 @@ def index_miniature(run: Run, config: RetrievalConfig) -> Output:
             manifest = step.manifest
         assert manifest is not None
         (work.checkpoint / "index").rename(work.folder / "index")
+        # Both were made elsewhere than the store publishes them, and a store may be moved.
+        write_manifest(replace(manifest, index_dir=str(work.folder / "index"), asset_root="../catalog"))
         work.metrics["num_assets"] = manifest.num_assets
         return {"asset_root": "catalog", "content_hash": manifest.content_hash, "num_assets": manifest.num_assets}
 
@@ -125,7 +129,7 @@ def given_index(index_dir: str) -> IndexPlace:
     manifest = read_manifest(Path(index_dir))
     return IndexPlace(
         index_dir=index_dir,
-        asset_root=manifest.asset_root,
+        asset_root=str(manifest.asset_folder),
         content_hash=manifest.content_hash,
         num_assets=manifest.num_assets,
     )
@@ -244,5 +248,5 @@ def _views(request: CatalogRequest) -> ViewSource:
     image_size = _clip(request.retrieval.clip_model).image_size
     if request.renders:
         return PublishedViews(request.renders, image_size)
-    fetch = partial(fetch_mesh, verify=load_mesh, config=request.download)
-    return RenderedViews(request.retrieval.num_index_views, image_size, fetch)
+    fetch = partial(fetch_mesh, verify=partial(load_mesh, limits=request.mesh), config=request.download)
+    return RenderedViews(request.retrieval.num_index_views, image_size, fetch, request.mesh)

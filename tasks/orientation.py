@@ -33,7 +33,7 @@ def align(run: Run, retrieval: Output, clip_model: str, config: OrientationConfi
     settings = asdict(config)
 
     def produce(work: Work) -> dict[str, object]:
-        from redream.assets import load_mesh, normalize_mesh
+        from redream.assets import load_asset, normalize_mesh
         from redream.clip import Clip
         from redream.images import composite, image_grid, to_images, to_uint8
         from redream.orientation import find_front, ring_cameras
@@ -44,7 +44,7 @@ def align(run: Run, retrieval: Output, clip_model: str, config: OrientationConfi
         neighbors = load_retrieval(retrieval).neighbors
         found = []
         for number, neighbor in enumerate(work.track(neighbors, len(neighbors))):
-            scene = normalize_mesh(load_mesh(neighbor.asset.mesh_path, limits), OBJECT_RADIUS)
+            scene = normalize_mesh(load_asset(neighbor.asset, limits), OBJECT_RADIUS)
             rgb = composite(render_mesh(scene, camera), 1.0)
             orientation = find_front(to_images(rgb), neighbor.asset.caption, clip, config)
             found.append({"asset_id": neighbor.asset.asset_id, **asdict(orientation)})

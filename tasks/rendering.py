@@ -40,14 +40,14 @@ def render(
     def produce(work: Work) -> dict[str, object]:
         import torch
 
-        from redream.assets import load_mesh, normalize_mesh, turn_mesh
+        from redream.assets import load_asset, normalize_mesh, turn_mesh
         from redream.cameras import sample_cameras
         from redream.render.mesh import AssetViews, render_mesh, save_views
 
         generator = torch.Generator().manual_seed(stage_seed(run.seed, "render"))
         neighbors = load_aligned(retrieval, orientation).neighbors
         for number, neighbor in enumerate(work.track(neighbors, len(neighbors))):
-            scene = normalize_mesh(load_mesh(neighbor.asset.mesh_path, limits), config.object_radius)
+            scene = normalize_mesh(load_asset(neighbor.asset, limits), config.object_radius)
             camera = sample_cameras(cameras, config.num_views, config.image_size, generator)
             views = AssetViews(render_mesh(turn_mesh(scene, -neighbor.azimuth_offset_deg), camera), camera)
             save_views(work.folder / f"asset_{number}", views)

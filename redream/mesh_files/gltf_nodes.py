@@ -103,7 +103,7 @@ class GltfNodes:
 
 def _local_matrix(node: dict[str, Any]) -> Float[np.ndarray, "4 4"]:
     if "matrix" in node:
-        return numbers(node["matrix"], 16).reshape(4, 4).T
+        return _affine(numbers(node["matrix"], 16).reshape(4, 4).T)
     x, y, z, w = numbers(node.get("rotation", [0, 0, 0, 1]), 4)
     if not x * x + y * y + z * z + w * w > 0:
         raise Refused("has a node with a rotation of length zero")
@@ -111,3 +111,10 @@ def _local_matrix(node: dict[str, Any]) -> Float[np.ndarray, "4 4"]:
     matrix[:3, :3] *= numbers(node.get("scale", [1, 1, 1]), 3)
     matrix[:3, 3] = numbers(node.get("translation", [0, 0, 0]), 3)
     return matrix
+
+
+def _affine(matrix: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "4 4"]:
+    """Return a matrix whose last row is exactly that of a placement; rounding has spoilt it in some files."""
+    if not np.allclose(matrix[3], [0, 0, 0, 1], rtol=0, atol=1e-3):
+        raise Refused("has a node with a matrix that is no placement: its last row is not 0 0 0 1")
+    return np.vstack([matrix[:3], [0, 0, 0, 1]])

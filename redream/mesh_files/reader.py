@@ -31,6 +31,7 @@ SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl")
 WORLD_FROM_Y_UP = np.array([[0, 0, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]], dtype=np.float64)
 WORLD_FROM_UP = {"+Y": WORLD_FROM_Y_UP, "+Z": np.eye(4)}
 IMAGE_SLOTS = ("baseColorTexture", "emissiveTexture", "image")
+FAR = 1e30  # units
 FAR_STEPS = 1000  # a scene of fewer steps of float32 across has lost its shape
 
 
@@ -126,8 +127,10 @@ def _check_extent(vertices: np.ndarray) -> None:
     extents = np.ptp(vertices, axis=0)
     if not extents.max() > 0:
         raise Refused("has no extent: all its vertices lie in one point")
-    if not extents.max() < 1e30:
+    if not extents.max() < FAR:
         raise Refused(f"is {extents.max():.0e} units large, more than can be computed with")
+    if not (distance := np.abs(vertices).max()) < FAR:
+        raise Refused(f"lies {distance:.0e} units from the origin, more than can be computed with")
     if extents.min() == 0:
         logger.warning("is flat: views along its plane show nothing")
     steps = extents.max() / np.spacing(np.abs(vertices).max().astype(np.float32))
@@ -138,7 +141,7 @@ def _check_extent(vertices: np.ndarray) -> None:
 def _near_unit_size(parts: list[Part]) -> list[Part]:
     """Move a power of two, which is exact, from the vertices to the matrices; trimesh's tolerances are absolute."""
     extent = max((float(np.ptp(mesh.vertices, axis=0).max()) for mesh in _meshes(parts)), default=0.0)
-    if not 0 < extent < 1e30 or 2**-4 <= extent <= 2**16:
+    if not 0 < extent < FAR or 2**-4 <= extent <= 2**16:
         return parts
     factor = 2.0 ** -round(math.log2(extent))
     for mesh in _meshes(parts):

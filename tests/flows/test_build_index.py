@@ -8,12 +8,16 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 import trimesh
 from mlflow.tracking import MlflowClient
+from prefect.task_runners import TaskRunner
 
 from flows import cli
 from flows.build_index import build_index, default_index, task_runner
@@ -130,26 +134,68 @@ def test_a_build_on_dask_outlives_a_worker_that_is_killed_in_minutes(meshes: Pat
     pytest.importorskip("prefect_dask", reason="the extra `dask` is not installed")
     from distributed import LocalCluster  # pyright: ignore[reportMissingImports]  # an extra
 
-    for number in range(20):
-        trimesh.creation.box((1, 1, 1 + number)).export(meshes / f"box {number}.glb")
+    add_boxes(meshes)
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
         victim = next(iter(cluster.workers.values()))
-        killer = threading.Thread(target=kill_half_way, args=(victim.pid, meshes, meshes.parent / "out"))
-        killer.start()
-        flow = build_index.with_options(task_runner=task_runner("dask", cluster.scheduler_address))
-        place = flow(
-            catalog=str(meshes), preset="smoke", settings=settings(clip_folder), out=str(meshes.parent / "out")
-        )
-        killer.join()
+        place = build_and_kill(meshes, clip_folder, task_runner("dask", cluster.scheduler_address), lambda: victim.pid)
     assert place.num_assets == 23
     assert read_manifest(place.index_dir).num_refused == 0
 
 
-def kill_half_way(pid: int, meshes: Path, out: Path) -> None:
+def test_a_build_on_ray_outlives_a_worker_that_is_killed_in_minutes(
+    meshes: Path, clip_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("prefect_ray", reason="the extra `ray` is not installed")
+    import ray  # pyright: ignore[reportMissingImports]  # an extra
+
+    add_boxes(meshes)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20, logging_level="ERROR")
+    try:
+        place = build_and_kill(meshes, clip_folder, task_runner("ray"), busy_ray_worker)
+    finally:
+        ray.shutdown()
+    assert place.num_assets == 23
+    assert read_manifest(place.index_dir).num_refused == 0
+
+
+def add_boxes(meshes: Path) -> None:
+    for number in range(20):
+        trimesh.creation.box((1, 1, 1 + number)).export(meshes / f"box {number}.glb")
+
+
+def build_and_kill(
+    meshes: Path, clip_folder: Path, runner: TaskRunner[Any], find_victim: Callable[[], int]
+) -> IndexPlace:
+    """Build with a runner and kill one of its workers half-way; the build must not be over before that."""
+    out = meshes.parent / "out"
     shards = default_index(out, str(meshes)) / "building" / "shards"
-    while len(list(shards.glob("*.safetensors"))) < 4:
-        time.sleep(0.05)
-    os.kill(pid, signal.SIGKILL)
+    killed = threading.Event()
+
+    def kill_half_way() -> None:
+        while len(list(shards.glob("*.safetensors"))) < 4:
+            time.sleep(0.05)
+        os.kill(find_victim(), signal.SIGKILL)
+        assert len(list(shards.glob("*.safetensors"))) < 12
+        killed.set()
+
+    killer = threading.Thread(target=kill_half_way, daemon=True)
+    killer.start()
+    flow = build_index.with_options(task_runner=runner)
+    place = flow(catalog=str(meshes), preset="smoke", settings=settings(clip_folder), out=str(out))
+    killer.join(timeout=10)
+    assert killed.is_set()
+    return place
+
+
+def busy_ray_worker() -> int:
+    """Return a worker of this process's own Ray cluster that has a shard in hand; Ray names processes by their task."""
+    while True:
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                if process.cmdline()[0].startswith("ray::embed_shard"):
+                    return process.pid
+        time.sleep(0.01)
 
 
 def test_help_of_the_index_commands(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

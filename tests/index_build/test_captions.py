@@ -72,6 +72,15 @@ def test_a_header_names_the_columns():
     assert (fox.path, fox.license[:7]) == ("assets/fox.glb", "CC0-1.0") and fox.author.startswith("PixelMannen")
 
 
+def test_an_up_axis_is_read_in_any_case_and_an_unknown_one_costs_its_row(tmp_path: Path):
+    axes = {"a": "+Z", "b": "z", "c": "", "d": "+y", "e": "-X"}
+    table = "".join(f"{uid},a thing,{axis}\n" for uid, axis in axes.items())
+    (tmp_path / "t.csv").write_text("uid,caption,up_axis\n" + table)
+    rows, dropped = read(tmp_path / "t.csv")
+    assert {row.uid: row.up_axis for row in rows} == {"a": "+Z", "b": "+Z", "c": "+Y", "d": "+Y"}
+    assert dropped == {"up axis other than +Y and +Z": 1}
+
+
 @needs_data
 def test_a_header_without_an_id_is_refused():
     with pytest.raises(ValueError, match="has a header without an id"):

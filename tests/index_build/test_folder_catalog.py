@@ -203,6 +203,7 @@ def test_every_real_asset_is_found_with_its_row(tmp_path: Path):
         row = rows[asset.asset_id]
         assert (asset.caption, asset.license, asset.author) == (row["caption"], row["licence"], row["attribution"])
         assert Path(asset.mesh_path).samefile(DATA / row["path"])
+        assert asset.up_axis == row["up_axis"]
     by_form = open_catalog(str(DATA / "assets"), str(DATA / "captions/assets_cap3d_format.csv"), cache_dir=tmp_path)
     assert captions_of(by_form) == captions_of(catalog)
     assert len({catalog.digest(asset) for asset in catalog.assets}) == 38

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import io
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import trimesh
 from PIL import Image
 
 from index_build import views
 from index_build.views import PublishedViews, RenderedViews, index_cameras
 from redream.assets import AssetError
 from redream.cameras import camera_angles
+from redream.config import MeshLimits
 from redream.neighbors import Asset
 
 
@@ -45,6 +48,20 @@ def test_a_mesh_is_fetched_before_it_is_rendered(assets: list[Asset]):
     with RenderedViews(2, 16, fetch).open() as render:
         render(assets[1])
     assert fetched == [assets[1].mesh_path]
+
+
+def test_an_asset_stands_upright_by_its_own_up_axis_and_within_the_given_limits(tmp_path: Path):
+    trimesh.creation.box((1, 1, 4)).export(tmp_path / "tower.obj")
+    tower = Asset(asset_id="t", mesh_path=str(tmp_path / "tower.obj"), caption="", source="", license="", up_axis="+Z")
+    lying = replace(tower, up_axis="+Y")
+    with RenderedViews(1, 32).open() as render:
+        tall, flat = ((render(asset) < 0.95).any(dim=1)[0] for asset in (tower, lying))
+    assert tall.any(dim=1).sum() > tall.any(dim=0).sum()  # rows against columns
+    assert flat.any(dim=1).sum() < tall.any(dim=1).sum()
+    assert RenderedViews(1, 32).digest(tower) != RenderedViews(1, 32).digest(lying)
+    few = RenderedViews(1, 32, limits=MeshLimits(triangles=11))
+    with few.open() as render, pytest.raises(AssetError, match="12 triangles"):
+        render(tower)
 
 
 def image_bytes(pixels: np.ndarray) -> bytes:

@@ -344,6 +344,11 @@ def test_node_graphs_that_are_no_forest_are_refused(tmp_path: Path, nodes: list[
     assert cause in refusal(write_gltf(tmp_path, gltf(nodes=nodes)))
 
 
+def test_a_mesh_beyond_what_can_be_computed_with_is_refused(tmp_path: Path) -> None:
+    nodes = [{"mesh": 0, "translation": [0, 1e308, 0]}]
+    assert "from the origin" in refusal(write_gltf(tmp_path, gltf(nodes=nodes)))
+
+
 def test_triangles_of_vertices_that_do_not_exist_are_refused(tmp_path: Path) -> None:
     tree = gltf()
     indices = np.array([0, 1, 7], dtype="<u4").tobytes()

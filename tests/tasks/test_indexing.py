@@ -10,10 +10,10 @@ import pytest
 import trimesh
 from mlflow.tracking import MlflowClient
 
-from redream.config import DownloadConfig, RetrievalConfig
-from redream.index_files import read_manifest
+from redream.config import DownloadConfig, MeshLimits, RetrievalConfig
+from redream.index_files import read_manifest, write_manifest
 from tasks import indexing
-from tasks.indexing import CatalogRequest, IndexPlace, build_lock, check
+from tasks.indexing import CatalogRequest, IndexPlace, build_lock, check, given_index
 from tasks.retrieval import search
 from tasks.runs import Run
 from tasks.tracking import experiment_id
@@ -41,6 +41,7 @@ def request_for(tmp_path: Path) -> CatalogRequest:
         cache_dir=str(tmp_path / "cache"),
         retrieval=config,
         download=DownloadConfig(),
+        mesh=MeshLimits(),
     )
 
 
@@ -71,6 +72,48 @@ def test_an_index_of_a_changed_folder_is_brought_up_to_date(run: Run, request_fo
     assert (plan.num_assets, plan.num_pending, plan.num_shards) == (3, 1, 1)
     assert build(run, request_for).num_assets == 3
     assert read_manifest(request_for.index_dir).num_refused == 0
+
+
+def test_mesh_limits_reach_the_build_and_raised_ones_open_what_was_refused(
+    run: Run, request_for: CatalogRequest
+) -> None:
+    build(run, replace(request_for, mesh=MeshLimits(triangles=12)))
+    assert read_manifest(request_for.index_dir).num_refused == 1  # the ball has 80
+    plan = indexing.plan_index.fn(run, request_for)
+    assert (plan.num_assets, plan.num_pending) == (2, 1)
+    build(run, request_for)
+    assert read_manifest(request_for.index_dir).num_refused == 0
+
+
+def test_an_index_with_a_relative_asset_root_moves_with_its_assets(
+    run: Run, request_for: CatalogRequest, tmp_path: Path
+) -> None:
+    place = build(run, request_for)
+    write_manifest(replace(read_manifest(place.index_dir), asset_root="../../meshes"))
+    for name in ("meshes", "indexes"):
+        (tmp_path / "moved").mkdir(exist_ok=True)
+        (tmp_path / name).rename(tmp_path / "moved" / name)
+    moved = given_index(str(tmp_path / "moved" / "indexes" / "mine"))
+    assert (moved.asset_root, moved.content_hash) == (str(tmp_path / "moved" / "meshes"), place.content_hash)
+    found = search(moved, "ball", request_for.retrieval)
+    assert all(Path(neighbor.asset.mesh_path).is_file() for neighbor in found.neighbors)
+    assert check(moved.index_dir, request_for.retrieval.clip_model, 10).num_missing == 0
+
+
+def test_the_miniature_s_own_index_can_be_named_like_any_other_and_its_store_moved(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexing, "VARIANTS_PER_PAIR", 1)
+    config = RetrievalConfig(clip_model="mini:clip-retrieval", num_index_views=1)
+    made = indexing.built_index(indexing.index_miniature.fn(run, config))
+    assert given_index(made.index_dir) == made
+    moved = (tmp_path / "moved").resolve()
+    Path(run.out, "store").rename(moved)
+    named = given_index(str(moved / Path(made.index_dir).relative_to(Path(run.out, "store"))))
+    assert named.content_hash == made.content_hash
+    for neighbor in search(named, "a turquoise robot", config).neighbors:
+        assert Path(neighbor.asset.mesh_path).is_file()
+        assert Path(neighbor.asset.mesh_path).is_relative_to(moved)
 
 
 def test_a_licence_filter_that_leaves_nothing_says_so(run: Run, request_for: CatalogRequest) -> None:

@@ -402,6 +402,15 @@ def test_a_view_behind_its_buffer_and_a_short_stride_are_refused() -> None:
     assert "stride of 3" in builder.refusal()
 
 
+def test_a_matrix_that_is_no_placement_is_refused_and_one_that_is_rounded_is_not() -> None:
+    builder = Builder().square()
+    builder.tree["nodes"][0]["matrix"] = [*np.eye(4).ravel()[:15], 65536.0]
+    assert "no placement" in builder.refusal()
+    builder.tree["nodes"][0]["matrix"][15] = 1.0001
+    ((_, matrix),) = builder.read()
+    assert np.array_equal(matrix, np.eye(4))
+
+
 def test_parts_beyond_the_limit_are_refused() -> None:
     builder = Builder().square()
     builder.tree["nodes"] *= 5
