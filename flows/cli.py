@@ -291,7 +291,10 @@ def ui(
     prepare_environment(folder)
     # By default it starts 15 processes and takes 3 GiB; this needs two and a half.
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
-    print(f"MLflow: http://127.0.0.1:{port}  (Ctrl-C ends it)", flush=True)
+    from tasks.tracking import open_tracking, runs_address
+
+    tracking = open_tracking(f"sqlite:///{folder / 'mlflow.db'}", folder)
+    print(f"MLflow: {runs_address(f'http://127.0.0.1:{port}', tracking)}  (Ctrl-C ends it)", flush=True)
     os.execv(
         sys.executable,
         [

@@ -30,6 +30,9 @@ from tasks.records import ALIVE_LOCK, list_runs, run_folder
 from tasks.store import Output, StageKey, Store, write_json
 from tasks.tracking import Tracker, Tracking, default_tracking_uri, open_tracking
 
+# Of MLflow's list of runs, beside the figures of the last run that finished.
+COLUMNS = ("attributes.`Duration`", "params.`method`", "params.`seed`", "tags.`redream.state`")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
@@ -178,6 +181,7 @@ def record_result(
     """Note a run's final figures and what it found, log `files` as artifacts, and return the record."""
     tracker = Tracker(run.tracking, run.mlflow_run_id)
     tracker.log_final(metrics)
+    tracker.show_columns([*COLUMNS, *(f"metrics.`{name}`" for name in metrics)])
     tracker.log_artifacts(files)
     return _update(run, lambda record: record.update(metrics=dict(metrics), found=dict(found)))
 

@@ -12,6 +12,7 @@ yet is called by a local id, which its tag `redream.local_id` keeps.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import tempfile
@@ -39,6 +40,7 @@ from PIL import Image
 from tasks.spool import Outbox, attachment, leftovers, read_event, remove
 
 EXPERIMENT = "redream"
+VIEW = "redream"  # name of the shared view, in MLflow's own words, that shows the columns which matter
 PARAMS_PER_CALL, METRICS_PER_CALL = 100, 1000  # limits of MLflow's API
 MAX_PARAM_CHARS = 6000
 FLUSH_EVERY_SECONDS = 5.0
@@ -94,6 +96,11 @@ def experiment_id(tracking: Tracking) -> str:
         if experiment is None:
             raise
         return experiment.experiment_id
+
+
+def runs_address(server: str, tracking: Tracking) -> str:
+    """Return the address of the list of runs, with the columns that matter, on a server for this tracking."""
+    return f"{server}/#/experiments/{experiment_id(tracking)}/runs?viewStateShareKey={VIEW}"
 
 
 class Tracker:
@@ -156,6 +163,10 @@ class Tracker:
         """Copy files and folders; a folder keeps its name."""
         for path in paths:
             self._send("artifact", path, folder=f"{folder or ''}/{path.name}".strip("/") if path.is_dir() else folder)
+
+    def show_columns(self, names: Iterable[str]) -> None:
+        """Let the experiment's view have these columns, such as "metrics.`a_lpips`"; `runs_address` leads there."""
+        self._send("view", columns=list(names))
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         self._send("tags", tags={name: str(value) for name, value in tags.items() if value})
@@ -305,6 +316,11 @@ class _Courier:
                 client.log_batch(run_id, params=params[start : start + PARAMS_PER_CALL])
         elif kind == "tags":
             client.log_batch(run_id, tags=[RunTag(name, value) for name, value in event["tags"].items()])
+        elif kind == "view":
+            experiment, view = self._experiment_id(), {"selectedColumns": event["columns"]}
+            client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{VIEW}", json.dumps(view))
+            # Else the pages open on what MLflow offers for language models.
+            client.set_experiment_tag(experiment, "mlflow.experimentKind", "custom_model_development")
         elif kind == "image":
             client.log_image(run_id, _pixels(attachment(path, event)), key=event["key"], step=event["step"])
         elif kind == "text":
