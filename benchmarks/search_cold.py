@@ -86,10 +86,9 @@ def print_parts(index_dir: Path, clip_folder: Path) -> None:
     import flows.cli  # noqa: F401
 
     say("import of the command")
-    import tasks.indexing
-    import tasks.retrieval  # noqa: F401
+    import tasks.searching  # noqa: F401
 
-    say("import of the tasks, with Prefect and MLflow")
+    say("import of the task")
     from redream.clip import Clip
     from redream.retrieval import AssetIndex
     from redream.weights import weights_digest

@@ -24,7 +24,9 @@ from redream.config import DownloadConfig, MeshLimits, RetrievalConfig
 from redream.weights import weights_digest
 from tasks.progress import raise_if_stopped, say, waiting
 from tasks.runs import Run
-from tasks.stage import RETRIES, RETRY_DELAYS, Work, choose_device, is_passing, run_stage
+from tasks.searching import IndexPlace, given_index
+from tasks.slots import choose_device
+from tasks.stage import RETRIES, RETRY_DELAYS, Work, is_passing, run_stage
 from tasks.store import Output, StageKey, stage_key
 from tasks.tracking import Tracker
 
@@ -37,16 +39,6 @@ if TYPE_CHECKING:
 STAGE_VERSION = 3
 CATALOG_SEED = 0
 VARIANTS_PER_PAIR = 3  # 128 pairs of category and colour make 384 assets
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class IndexPlace:
-    """An index that can be opened: its folder, where its meshes lie, and the hash of its content."""
-
-    index_dir: str
-    asset_root: str
-    content_hash: str
-    num_assets: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,19 +111,6 @@ def built_index(output: Output) -> IndexPlace:
         asset_root=str(output.path(output.result["asset_root"])),
         content_hash=output.result["content_hash"],
         num_assets=output.result["num_assets"],
-    )
-
-
-def given_index(index_dir: str) -> IndexPlace:
-    """Return an index that the user names."""
-    from redream.index_files import read_manifest
-
-    manifest = read_manifest(Path(index_dir))
-    return IndexPlace(
-        index_dir=index_dir,
-        asset_root=str(manifest.asset_folder),
-        content_hash=manifest.content_hash,
-        num_assets=manifest.num_assets,
     )
 
 
