@@ -18,7 +18,6 @@ from dataclasses import replace
 from pathlib import Path
 
 PROMPT = "a small red wooden chair"
-NUM_RUNS = 3
 
 
 def make_clip(folder: Path) -> None:
@@ -109,6 +108,7 @@ def print_parts(index_dir: Path, clip_folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--work", type=Path, required=True, help="folder of `benchmarks.retrieval`")
+    parser.add_argument("--runs", type=int, default=3, help="of the command, with and without its files in memory")
     parser.add_argument("--parts", action="store_true", help=argparse.SUPPRESS)  # in a child process
     arguments = parser.parse_args()
     index_dir, clip_folder = arguments.work / "index", arguments.work / "vit-l-14-random"
@@ -120,7 +120,7 @@ def main() -> None:
     name_clip(index_dir, clip_folder)
     for is_evicted in (False, True):
         seconds = []
-        for _ in range(NUM_RUNS):
+        for _ in range(arguments.runs):
             if is_evicted:
                 evict(index_dir, clip_folder)
             seconds.append(time_command(arguments.work, index_dir, clip_folder))

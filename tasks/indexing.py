@@ -22,7 +22,7 @@ from prefect.cache_policies import NO_CACHE
 
 from redream.config import DownloadConfig, MeshLimits, RetrievalConfig
 from redream.weights import weights_digest
-from tasks.progress import raise_if_stopped, say, waiting
+from tasks.progress import say, track, waiting
 from tasks.runs import Run
 from tasks.searching import IndexPlace, given_index
 from tasks.slots import choose_device
@@ -164,11 +164,10 @@ def embed_shard(request: CatalogRequest, plan: BuildPlan, number: int) -> int:
     """Make one shard, unless it is there, and return how many assets it has."""
     from index_build import build
 
-    num_done = 0
-    for _ in build.embed_shard(plan, number, _clip(request.retrieval.clip_model), _views(request)):
-        raise_if_stopped()
-        num_done += 1
-    return num_done
+    size = request.retrieval.assets_per_shard
+    done = build.embed_shard(plan, number, _clip(request.retrieval.clip_model), _views(request))
+    label = f"shard {number + 1} of {plan.num_shards}"
+    return sum(1 for _ in track(done, label, min(size, plan.num_pending - number * size)))
 
 
 @task(name="assemble_index", cache_policy=NO_CACHE)
