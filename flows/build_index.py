@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -109,7 +108,6 @@ def task_runner(name: str, address: str = "") -> TaskRunner[Any]:
             )
         from prefect_ray import RayTaskRunner  # pyright: ignore[reportMissingImports]  # an extra
 
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         return RayTaskRunner(address=address or None, init_kwargs={} if address else {"include_dashboard": False})
     except ImportError as error:
         raise ValueError(f"--runner {name} needs more packages: pip install 'redream[{name}]'") from error

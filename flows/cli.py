@@ -51,7 +51,7 @@ from tasks.garbage import delete_garbage, find_garbage
 from tasks.records import UNFINISHED, finished_stage, list_runs, read_run
 
 if TYPE_CHECKING:
-    from tasks.indexing import IndexPlace
+    from tasks.searching import IndexPlace
 
 app = typer.Typer(
     help="Generate 3D objects from text, after ReDream (arXiv 2402.02972).",
@@ -128,7 +128,7 @@ def search(
     checked_index(index, preset, config)
     checked_weights(config)
     place = _open_index(index, config, preset, checked_out(out))
-    from tasks.retrieval import search as search_index
+    from tasks.searching import search as search_index
 
     found = [asdict(neighbor) for neighbor in search_index(place, text, config.retrieval).neighbors]
     if as_json:
@@ -505,11 +505,13 @@ def _services(out: Path) -> Iterator[None]:
 def _open_index(index: str, config: RunConfig, preset: str, out: Path) -> IndexPlace:
     """Return the index to search; the miniature's own is built where it is missing."""
     prepare_environment(out)
-    from tasks.indexing import built_index, given_index, index_key
-    from tasks.store import Store
+    from tasks.searching import given_index
 
     if index:
         return given_index(index)
+    from tasks.indexing import built_index, index_key
+    from tasks.store import Store
+
     found = Store(out / "store").find(index_key(config.retrieval))
     if found is not None:
         return built_index(found)

@@ -39,7 +39,7 @@ _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?(?::
 
 
 class AssetTable(Sequence[Asset]):
-    """Assets as Arrow columns: an eighth of the memory of as many records."""
+    """Assets as Arrow columns; each is made when it is asked for."""
 
     def __init__(self, table: pa.Table, root: str) -> None:
         self.table = table.combine_chunks()

@@ -19,11 +19,11 @@ from redream.weights import weights_digest
 from tasks.progress import Stopped
 from tasks.rendering import load_all_views
 from tasks.runs import Run
+from tasks.slots import choose_device
 from tasks.stage import (
     RETRIES,
     RETRY_DELAYS,
     Work,
-    choose_device,
     is_passing,
     loading,
     run_stage,

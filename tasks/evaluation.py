@@ -17,7 +17,8 @@ from redream.weights import weights_digest
 from tasks.distillation import load_particles
 from tasks.progress import track, waiting
 from tasks.runs import Run
-from tasks.stage import RETRIES, RETRY_DELAYS, Work, choose_device, is_passing, run_stage, share_cores
+from tasks.slots import choose_device
+from tasks.stage import RETRIES, RETRY_DELAYS, Work, is_passing, run_stage, share_cores
 from tasks.store import Output, stage_key, write_json
 
 if TYPE_CHECKING:

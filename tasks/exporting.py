@@ -21,7 +21,8 @@ from tasks.evaluation import load_reports, render_orbit
 from tasks.orientation import load_aligned
 from tasks.progress import track
 from tasks.runs import Run, record_result
-from tasks.stage import RETRIES, RETRY_DELAYS, STEPS_FILE, Work, choose_device, is_passing, run_stage, share_cores
+from tasks.slots import choose_device
+from tasks.stage import RETRIES, RETRY_DELAYS, STEPS_FILE, Work, is_passing, run_stage, share_cores
 from tasks.store import Output, stage_key
 
 if TYPE_CHECKING:

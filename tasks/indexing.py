@@ -22,9 +22,11 @@ from prefect.cache_policies import NO_CACHE
 
 from redream.config import DownloadConfig, MeshLimits, RetrievalConfig
 from redream.weights import weights_digest
-from tasks.progress import raise_if_stopped, say, waiting
+from tasks.progress import say, track, waiting
 from tasks.runs import Run
-from tasks.stage import RETRIES, RETRY_DELAYS, Work, choose_device, is_passing, run_stage
+from tasks.searching import IndexPlace, given_index
+from tasks.slots import choose_device
+from tasks.stage import RETRIES, RETRY_DELAYS, Work, is_passing, run_stage
 from tasks.store import Output, StageKey, stage_key
 from tasks.tracking import Tracker
 
@@ -37,16 +39,6 @@ if TYPE_CHECKING:
 STAGE_VERSION = 3
 CATALOG_SEED = 0
 VARIANTS_PER_PAIR = 3  # 128 pairs of category and colour make 384 assets
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class IndexPlace:
-    """An index that can be opened: its folder, where its meshes lie, and the hash of its content."""
-
-    index_dir: str
-    asset_root: str
-    content_hash: str
-    num_assets: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,19 +114,6 @@ def built_index(output: Output) -> IndexPlace:
     )
 
 
-def given_index(index_dir: str) -> IndexPlace:
-    """Return an index that the user names."""
-    from redream.index_files import read_manifest
-
-    manifest = read_manifest(Path(index_dir))
-    return IndexPlace(
-        index_dir=index_dir,
-        asset_root=str(manifest.asset_folder),
-        content_hash=manifest.content_hash,
-        num_assets=manifest.num_assets,
-    )
-
-
 @contextmanager
 def build_lock(index_dir: str) -> Iterator[None]:
     """Hold the right to build an index, which dies with its holder; readers do not need it.
@@ -185,11 +164,10 @@ def embed_shard(request: CatalogRequest, plan: BuildPlan, number: int) -> int:
     """Make one shard, unless it is there, and return how many assets it has."""
     from index_build import build
 
-    num_done = 0
-    for _ in build.embed_shard(plan, number, _clip(request.retrieval.clip_model), _views(request)):
-        raise_if_stopped()
-        num_done += 1
-    return num_done
+    size = request.retrieval.assets_per_shard
+    done = build.embed_shard(plan, number, _clip(request.retrieval.clip_model), _views(request))
+    label = f"shard {number + 1} of {plan.num_shards}"
+    return sum(1 for _ in track(done, label, min(size, plan.num_pending - number * size)))
 
 
 @task(name="assemble_index", cache_policy=NO_CACHE)

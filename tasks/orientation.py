@@ -13,7 +13,8 @@ from redream.neighbors import Retrieval
 from redream.weights import weights_digest
 from tasks.retrieval import load_retrieval
 from tasks.runs import Run
-from tasks.stage import RETRIES, RETRY_DELAYS, Work, choose_device, is_passing, run_stage
+from tasks.slots import choose_device
+from tasks.stage import RETRIES, RETRY_DELAYS, Work, is_passing, run_stage
 from tasks.store import Output, stage_key, write_json
 
 STAGE_VERSION = 2

@@ -19,10 +19,10 @@ from prefect.cache_policies import NO_CACHE
 from redream.config import DownloadConfig, MeshLimits, RetrievalConfig
 from redream.neighbors import Asset, Neighbor, Retrieval
 from redream.weights import weights_digest
-from tasks.indexing import IndexPlace
-from tasks.progress import track, waiting
+from tasks.progress import track
 from tasks.runs import Run
-from tasks.stage import RETRIES, RETRY_DELAYS, Work, choose_device, is_passing, run_stage
+from tasks.searching import IndexPlace, search
+from tasks.stage import RETRIES, RETRY_DELAYS, Work, is_passing, run_stage
 from tasks.store import Output, file_digest, stage_key, write_json
 
 STAGE_VERSION = 2
@@ -83,23 +83,6 @@ def take_assets(run: Run, mesh_paths: list[str], limits: MeshLimits) -> Output:
         return _save(Retrieval(prompt=run.prompt, neighbors=tuple(neighbors)), work)
 
     return run_stage(run, stage_key("take_assets", STAGE_VERSION, settings, inputs), settings, produce)
-
-
-def search(index: IndexPlace, prompt: str, config: RetrievalConfig) -> Retrieval:
-    """Open an index and ask it."""
-    from redream.clip import Clip
-    from redream.licenses import check_licenses, is_allowed
-    from redream.retrieval import AssetIndex
-
-    check_licenses(config.licenses)
-    with waiting("opening the index"):
-        clip = Clip(config.clip_model, choose_device())
-        opened = AssetIndex.open(index.index_dir, clip, index.asset_root)
-    allows = partial(is_allowed, codes=config.licenses) if config.licenses else None
-    retrieval = opened.search(prompt, config.num_recall, config.num_assets, allows)
-    if not retrieval.neighbors:
-        raise ValueError(f"no asset of index {index.index_dir} is licensed under {', '.join(config.licenses)} alone")
-    return retrieval
 
 
 def fetch_meshes(retrieval: Retrieval, config: DownloadConfig, limits: MeshLimits) -> None:

@@ -22,6 +22,12 @@ NUM_SLOTS = "REDREAM_GPUS"  # environment variable: trainings at a time on this 
 POLL_SECONDS = 0.5
 
 
+def choose_device() -> str:
+    import torch  # seconds, and most who count slots need none of it
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 @dataclass
 class _Held:
     lock: FileLock

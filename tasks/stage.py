@@ -138,12 +138,6 @@ def is_passing(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bo
     return any(kind.__name__ in PASSING_CAUSES for kind in type(error).__mro__)
 
 
-def choose_device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def num_cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

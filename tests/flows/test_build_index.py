@@ -130,6 +130,7 @@ def test_a_runner_whose_packages_are_missing_is_refused_with_the_remedy(monkeypa
         task_runner("dask")
 
 
+@pytest.mark.timeout(900)
 def test_a_build_on_dask_outlives_a_worker_that_is_killed_in_minutes(meshes: Path, clip_folder: Path) -> None:
     pytest.importorskip("prefect_dask", reason="the extra `dask` is not installed")
     from distributed import LocalCluster  # pyright: ignore[reportMissingImports]  # an extra
@@ -142,6 +143,7 @@ def test_a_build_on_dask_outlives_a_worker_that_is_killed_in_minutes(meshes: Pat
     assert read_manifest(place.index_dir).num_refused == 0
 
 
+@pytest.mark.timeout(900)
 def test_a_build_on_ray_outlives_a_worker_that_is_killed_in_minutes(
     meshes: Path, clip_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

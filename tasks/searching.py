@@ -1,0 +1,55 @@
+"""Searching an index: what both the retrieval stage and `redream search` do, without the seconds that Prefect takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from redream.config import RetrievalConfig
+from tasks.progress import waiting
+from tasks.slots import choose_device
+
+if TYPE_CHECKING:
+    from redream.retrieval import Retrieval
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IndexPlace:
+    """An index that can be opened: its folder, where its meshes lie, and the hash of its content."""
+
+    index_dir: str
+    asset_root: str
+    content_hash: str
+    num_assets: int
+
+
+def given_index(index_dir: str) -> IndexPlace:
+    """Return an index that the user names."""
+    from redream.index_files import read_manifest
+
+    manifest = read_manifest(Path(index_dir))
+    return IndexPlace(
+        index_dir=index_dir,
+        asset_root=str(manifest.asset_folder),
+        content_hash=manifest.content_hash,
+        num_assets=manifest.num_assets,
+    )
+
+
+def search(index: IndexPlace, prompt: str, config: RetrievalConfig) -> Retrieval:
+    """Open an index and ask it."""
+    from redream.clip import Clip
+    from redream.licenses import check_licenses, is_allowed
+    from redream.retrieval import AssetIndex
+
+    check_licenses(config.licenses)
+    with waiting("opening the index"):
+        clip = Clip(config.clip_model, choose_device())
+        opened = AssetIndex.open(index.index_dir, clip, index.asset_root)
+    allows = partial(is_allowed, codes=config.licenses) if config.licenses else None
+    retrieval = opened.search(prompt, config.num_recall, config.num_assets, allows)
+    if not retrieval.neighbors:
+        raise ValueError(f"no asset of index {index.index_dir} is licensed under {', '.join(config.licenses)} alone")
+    return retrieval
