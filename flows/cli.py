@@ -6,6 +6,7 @@ everything else goes to standard error. The exit code is 0, or 2 where the user 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -474,6 +475,10 @@ def main() -> None:
             _fail("stopped; the same command continues from the last checkpoint", 130)
         if os.environ.get("REDREAM_TRACEBACK"):
             raise
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            _fail(
+                "the disk of --out is full; make room (redream gc lists what can go), and the same command goes on", 1
+            )
         _fail(f"{type(error).__name__}: {error} (REDREAM_TRACEBACK=1 shows the traceback)", 1)
     sys.exit(code if isinstance(code, int) else 0)
 

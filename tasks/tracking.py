@@ -264,7 +264,7 @@ class _Courier:
         while True:
             path = self._outbox.first()
             try:
-                self.deliver(path)
+                self.deliver(path, is_own=True)
             except Exception as error:
                 with self._news:
                     if not self._is_away:
@@ -288,10 +288,12 @@ class _Courier:
             self._is_away = self._is_slow = False
             self._news.notify_all()
 
-    def deliver(self, path: Path) -> None:
+    def deliver(self, path: Path, is_own: bool = False) -> None:
         """Deliver one event; one that can never be is dropped with a warning."""
         try:
             event = read_event(path)
+            if is_own and event["kind"] == "kill":
+                self.deliver_leftovers()  # what the dead process opened must be there before it is closed
             self._deliver(path, event)
         except MlflowException as error:
             if error.error_code not in FINAL_ERRORS:

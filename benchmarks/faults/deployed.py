@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -25,13 +26,14 @@ def worker_and_flow(ground: Ground, fault: str) -> Row:
     out, run_id = _begun(ground, fault, "distill")
     worker = ground.served.service("flows.worker")
     kept = _kept(out)
+    killed = time.time()
     for process in (worker, *_processes_of(run_id)):
         process.kill()
     _wait_for_end(ground, run_id)
     states = ground.served.states(run_id)
-    running, crashed = _moment(states, "Running"), _moment(states, "Crashed")
-    problems = [] if crashed - running < CRASHED_WITHIN else [f"crashed after {crashed - running:.0f} s"]
-    happened = f"Crashed {crashed - running:.0f} s after it had begun, then {_history(states)}"
+    silent = _moment(states, "Crashed") - killed
+    problems = [] if silent < CRASHED_WITHIN else [f"crashed after {silent:.0f} s"]
+    happened = f"Crashed {silent:.0f} s after the kill; {_history(states)}"
     return _row(ground, fault, out, run_id, happened, BY_ITSELF, kept, problems)
 
 

@@ -141,7 +141,8 @@ def test_batch_makes_what_it_can_and_then_only_what_is_missing_in_minutes(
 @pytest.mark.timeout(2 * TIMEOUT)
 def test_interrupted_batch_leaves_no_process_behind_in_minutes(world: World, tmp_path: Path, started: Any) -> None:
     (tmp_path / "prompts.txt").write_text("a grey box\na grey ball\n")
-    batch = started("batch", str(tmp_path / "prompts.txt"), *asking(world, tmp_path / "out"))
+    endless = ["--set", "distill.num_steps=100000"]  # none may finish in the time that it is given to stop
+    batch = started("batch", str(tmp_path / "prompts.txt"), *asking(world, tmp_path / "out", *endless))
     while not any(run["stages"] for run in list_runs(tmp_path / "out") if run["flow"] == "generate"):
         assert batch.poll() is None, batch.communicate()
         time.sleep(0.2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import socket
@@ -209,6 +210,21 @@ def test_crashed_run_is_closed_with_what_is_nested_in_it(tracking: Tracking) -> 
     client = MlflowClient(tracking.uri)
     states = [client.get_run(tracker.run_id).info.status for tracker in (parent, ended, under_way)]
     assert states == ["KILLED", "FINISHED", "KILLED"]
+
+
+def test_what_a_dead_process_could_not_open_in_time_is_closed_as_well(mlflow_folder: Path, tmp_path: Path) -> None:
+    tracking = open_tracking(default_tracking_uri(mlflow_folder), tmp_path)
+    parent = Tracker.start(tracking, "died", {})
+    box = tmp_path / "spool" / "0-dead"
+    box.mkdir(parents=True)
+    tags = {"redream.local_id": "local:late"}
+    create = {"kind": "create", "run": "local:late", "time": 1, "name": "late", "parent": parent.run_id, "tags": tags}
+    (box / "00000001.json").write_text(json.dumps(create))
+    parent.close_crashed()
+    parent.drain()
+    client = MlflowClient(tracking.uri)
+    (late,) = client.search_runs([experiment_id(tracking)], "attributes.run_name = 'late'")
+    assert late.info.status == "KILLED"
 
 
 def test_opening_twice_gives_the_same_experiment(tracking: Tracking, mlflow_folder: Path) -> None:
