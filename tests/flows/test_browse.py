@@ -74,7 +74,7 @@ def page(site: Site) -> Iterator[Page]:
 
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium.new_page(viewport={"width": 1500, "height": 900})
+        yield chromium.new_page(viewport={"width": 2400, "height": 900})
         chromium.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -133,10 +134,11 @@ def test_a_runner_whose_packages_are_missing_is_refused_with_the_remedy(monkeypa
 @pytest.mark.timeout(900)
 def test_a_build_on_dask_outlives_a_worker_that_is_killed_in_minutes(meshes: Path, clip_folder: Path) -> None:
     pytest.importorskip("prefect_dask", reason="the extra `dask` is not installed")
-    from distributed import LocalCluster  # pyright: ignore[reportMissingImports]  # an extra
+    import distributed  # pyright: ignore[reportMissingImports]  # an extra
 
     add_boxes(meshes)
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+    local_cluster: Any = distributed.LocalCluster  # its types know no `dashboard_address=None`
+    with local_cluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
         victim = next(iter(cluster.workers.values()))
         place = build_and_kill(meshes, clip_folder, task_runner("dask", cluster.scheduler_address), lambda: victim.pid)
     assert place.num_assets == 23
@@ -152,7 +154,7 @@ def test_a_build_on_ray_outlives_a_worker_that_is_killed_in_minutes(
 
     add_boxes(meshes)
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20, logging_level="ERROR")
+    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20, logging_level=logging.ERROR)
     try:
         place = build_and_kill(meshes, clip_folder, task_runner("ray"), busy_ray_worker)
     finally:
