@@ -17,7 +17,7 @@ import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,10 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from trimesh.visual import ColorVisuals
 from trimesh.visual.material import PBRMaterial
+
+with suppress(ImportError):  # Triton is not for every platform
+    # Mesa's software OpenGL loads its own LLVM for the whole process; Triton's dies if it comes after that.
+    import triton  # noqa: F401
 
 from redream.cameras import Camera, camera_rays
 from redream.colors import srgb_to_linear

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -333,3 +335,14 @@ def test_a_machine_without_gl_is_told_what_to_install(monkeypatch: pytest.Monkey
         render_mesh(trimesh.Scene(plain_box()), view())
     monkeypatch.delenv("EGL_DEVICE_ID")
     assert render_mesh(trimesh.Scene(plain_box()), view()).opacity.sum() > 0
+
+
+def test_diffusers_can_be_loaded_after_the_first_render():
+    """Mesa's LLVM and Triton's once killed the process when a run's first stage was a render."""
+    script = (
+        "import trimesh; from redream.cameras import orbit; from redream.render.mesh import render_mesh;"
+        "render_mesh(trimesh.Scene(trimesh.creation.box((1, 1, 1))), orbit(1, 15.0, 3.0, 45.0, 16));"
+        "import redream.prior.stable_diffusion"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
