@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +48,7 @@ from redream.index_files import (
 )
 from redream.neighbors import Asset
 from redream.text_recall import train_recall
+from redream.versions import package_versions
 
 RECORDED_PACKAGES = ("open_clip_torch", "torch", "numpy", "pyarrow", "scann", "pyrender", "trimesh")
 
@@ -212,7 +212,7 @@ def _write_generation(plan: BuildPlan, generation: Path) -> IndexManifest:
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         files=files,
         settings=plan.settings,
-        versions=_versions(),
+        versions=package_versions(RECORDED_PACKAGES),
     )
 
 
@@ -276,13 +276,3 @@ def _check(catalog: Catalog, index_dir: Path) -> None:
     is_ours = (index_dir / MANIFEST).is_file() or (index_dir / "building").is_dir()
     if index_dir.exists() and not is_ours and (not index_dir.is_dir() or any(index_dir.iterdir())):
         raise ValueError(f"{index_dir} exists and is not empty; remove it or name another folder for the index")
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in RECORDED_PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found

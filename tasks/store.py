@@ -20,11 +20,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+
+from redream.versions import package_versions
 
 MANIFEST = "manifest.json"
 RECORDED_PACKAGES = ("redream", "torch", "numpy", "diffusers", "peft", "open_clip_torch", "trimesh", "pyrender")
@@ -147,7 +148,7 @@ class Store:
             "seconds": round(seconds, 3),
             "mlflow_run_id": mlflow_run_id,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "packages": _package_versions(),
+            "packages": package_versions(RECORDED_PACKAGES),
             **facts,
             "identity": key.identity,
             "files": files,
@@ -215,13 +216,3 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
     raise TypeError(f"{value!r} of type {type(value).__name__} has no place in a stage key or record")
-
-
-def _package_versions() -> dict[str, str]:
-    found = {}
-    for package in RECORDED_PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found

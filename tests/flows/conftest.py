@@ -17,6 +17,7 @@ from redream.clip import Clip
 from redream.config import smoke
 from redream.metrics.perceptual import PerceptualConfig, PerceptualNet
 from redream.neighbors import Asset
+from tasks.tracking import default_tracking_uri
 from tests.flows.services import Served, start
 from tests.index_build.conftest import catalog_of
 from tests.redream.conftest import save_tiny_clip, save_tiny_prior
@@ -80,3 +81,12 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield served
     finally:
         served.stop()
+
+
+@pytest.fixture(scope="module")
+def tracking_uri(prefect_server: None, mlflow_folder: Path) -> Iterator[str]:
+    """Run flows on a Prefect server of the tests' own, tracked in a database of the module's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        uri = default_tracking_uri(mlflow_folder)
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        yield uri

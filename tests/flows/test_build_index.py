@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,18 +24,11 @@ from flows import cli
 from flows.build_index import build_index, default_index, task_runner
 from redream.index_files import read_manifest
 from tasks.indexing import IndexPlace
-from tasks.tracking import default_tracking_uri
 from tests.flows.conftest import save_meshes
 from tests.flows.test_cli import redream
 from tests.redream.conftest import save_tiny_clip
 
-
-@pytest.fixture(scope="module", autouse=True)
-def tracking_uri(prefect_server: None, mlflow_folder: Path) -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch:
-        uri = default_tracking_uri(mlflow_folder)
-        patch.setenv("MLFLOW_TRACKING_URI", uri)
-        yield uri
+pytestmark = pytest.mark.usefixtures("tracking_uri")
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from flows.plan import first_unfinished
 from flows.rerun import rerun
 from tasks.exporting import Made
 from tasks.records import list_runs, read_run
-from tasks.tracking import default_tracking_uri
 from tests.flows.conftest import World
 
 STAGES = ["retrieve", "align", "render", "warm_up", "adapt", "distill", "evaluate", "export"]
@@ -30,12 +28,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("out with spaces")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def tracking_uri(prefect_server: None, mlflow_folder: Path) -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch:
-        uri = default_tracking_uri(mlflow_folder)
-        patch.setenv("MLFLOW_TRACKING_URI", uri)
-        yield uri
+pytestmark = pytest.mark.usefixtures("tracking_uri")
 
 
 @pytest.fixture(scope="module")
