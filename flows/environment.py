@@ -1,22 +1,23 @@
 """The one place that sets environment variables for Prefect, MLflow and the libraries, before any of them is imported.
 
 What the user has set stays. Where `redream serve` runs for the same folder, commands use its servers. Else, without an
-API URL of the user's, Prefect starts its own server for the length of a command, with its database in the output
-folder, so that nothing outside is touched. No library phones home.
+API URL of the user's, a command starts a Prefect server for its own length, with its database in the output folder, so
+that nothing outside is touched. No library phones home.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
-import threading
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+
+from flows.own_server import start_own_server
 
 SERVING_FILE = ".serving.json"  # written by `redream serve` while it runs
 CLOCK_SECONDS = 2.0  # by which the system's word on when a process started may change
@@ -34,7 +35,6 @@ QUIET = {
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # seconds; flows/keeper.py takes four missing ones for a death
 }
 LOCAL_SERVER = {
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "600",  # the default of 20 is too short on a busy machine
     "PREFECT_SERVER_API_BLOCKS_REGISTER_ON_START": "false",  # no stage uses blocks
 }
 DEPLOYED = {
@@ -77,46 +77,23 @@ def read_serving(out: Path) -> dict[str, str] | None:
     return {name: str(serving[name]) for name in ("prefect_api", "mlflow_url")}
 
 
-def _end_servers_with_this_process() -> None:
-    """Leave a watcher that stops Prefect's own server even where this process is killed: its pipe closes then."""
-    from prefect.server.api.server import SubprocessASGIServer
-
-    for server in SubprocessASGIServer._instances.values():
-        if server.server_process is not None and Path("/proc/self/cmdline").exists():
-            script = 'read line; grep -q uvicorn "/proc/$0/cmdline" && kill "$0"'
-            subprocess.Popen(
-                ["sh", "-c", script, str(server.server_process.pid)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-
-
 @contextmanager
 def starting_services(out: Path) -> Iterator[None]:
     """Start Prefect's own server, if one is needed, while the body imports a flow and MLflow opens its database."""
-    from prefect.client.orchestration import get_client
-
-    failures: list[BaseException] = []
-
-    def start() -> None:
-        if hasattr(signal, "pthread_sigmask"):
-            # The server inherits the mask: Ctrl-C, which a terminal sends to every process of a command, must leave it
-            # alive until the flow has recorded how it ended.
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            get_client(sync_client=True)
-            _end_servers_with_this_process()
-        except BaseException as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=start, name="prefect-server", daemon=True)
-    thread.start()
+    wait = None if _has_server() else start_own_server()
     yield
     from tasks.tracking import default_tracking_uri, open_tracking
 
     open_tracking(default_tracking_uri(out), out)
-    thread.join()
-    if failures:
-        raise failures[0]
+    if wait is not None:
+        wait()
+
+
+def _has_server() -> bool:
+    """Tell whether the user has a server, by the environment or by a Prefect profile that it names."""
+    if "PREFECT_API_URL" in os.environ:
+        return True
+    if "PREFECT_PROFILE" not in os.environ and not (Path(os.environ["PREFECT_HOME"]) / "profiles.toml").is_file():
+        return False
+    ask = "from prefect.settings import PREFECT_API_URL; print(PREFECT_API_URL.value() or '')"  # takes two seconds
+    return bool(subprocess.run([sys.executable, "-c", ask], check=True, capture_output=True).stdout.strip())

@@ -33,7 +33,8 @@ from tasks.stage import (
 from tasks.store import Output, StageKey, stage_key
 
 if TYPE_CHECKING:
-    from redream.distill.loop import DistillState, DistillStep, Particle
+    from redream.distill.loop import DistillState, DistillStep
+    from redream.distill.particle import Particle
 
 STAGE_VERSION = 2
 CHECKPOINT_EVERY_SECONDS = 60.0
@@ -85,9 +86,9 @@ def distill(run: Run, views: Output | None, warm: Output | None, adapter: Output
 
 def load_particles(output: Output, config: FieldConfig, device: str) -> list[Particle]:
     """Read the particles of a finished distillation."""
-    from redream.distill import loop
+    from redream.distill import particle
 
-    return loop.load_particles(output.path("state"), config, device)
+    return particle.load_particles(output.path("state"), config, device)
 
 
 def reaching_settings(config: DistillConfig, stage: str) -> dict[str, Any]:

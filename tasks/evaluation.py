@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from redream.cameras import Camera
-    from redream.distill.loop import Particle
+    from redream.distill.particle import Particle
     from redream.metrics.report import EvaluationReport
 
 STAGE_VERSION = 1

@@ -29,6 +29,7 @@ from redream.config import CameraConfig, DistillConfig, FieldConfig
 from redream.distill.asset_velocity import asset_energy
 from redream.distill.delta import delta_gradient, is_delta_step
 from redream.distill.loss import opacity_entropy, sparsity, specify_gradient
+from redream.distill.particle import CHECKPOINT, Particle
 from redream.distill.schedule import sample_timesteps, weight
 from redream.distill.sds import sds_gradient
 from redream.distill.vsd import variational_loss, vsd_gradient
@@ -38,9 +39,7 @@ from redream.images import Rendering, composite, to_images, to_rgb
 from redream.prior.prompts import PromptEmbeds, camera_views
 from redream.prior.stable_diffusion import VARIATIONAL, StableDiffusionPrior
 from redream.render.mesh import AssetViews
-from redream.render.volume import render_camera, step_length
-
-CHECKPOINT = "state.pt"
+from redream.render.volume import step_length
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -56,29 +55,6 @@ class DistillStep:
     t: tuple[int, ...]
     losses: dict[str, float]
     grad_norm: float
-
-
-class Particle(nn.Module):
-    """A radiance field, the occupancy that its rays consult, and the asset n(i) that it keeps for ever (-1: none)."""
-
-    asset_index: Tensor
-
-    def __init__(self, config: FieldConfig, asset_index: int, generator: torch.Generator) -> None:
-        super().__init__()
-        self.field = RadianceField(config, generator)
-        self.occupancy = OccupancyGrid(config.radius, config.occupancy_resolution)
-        self.register_buffer("asset_index", torch.tensor(asset_index))
-
-    def render(self, camera: Camera, config: FieldConfig, generator: torch.Generator | None = None) -> Rendering:
-        """Render the field; a generator jitters the samples along the rays, as training wants."""
-        return render_camera(
-            self.field.density_and_color,
-            camera,
-            config.radius,
-            config.num_samples_per_ray,
-            self.occupancy.occupied,
-            generator,
-        )
 
 
 @dataclass(eq=False)
@@ -159,17 +135,6 @@ def create_state(
         variational = prior.add_lora(VARIATIONAL, config.variational_rank, seed_of_lora)
         variational_optimizer = torch.optim.AdamW(variational, lr=config.lr_variational, weight_decay=0.0)
     return DistillState(particles, optimizers, variational, variational_optimizer, generator)
-
-
-def load_particles(folder: Path | str, config: FieldConfig, device: torch.device | str = "cpu") -> list[Particle]:
-    """Read only the particles of a saved state, to look at them."""
-    saved = torch.load(Path(folder) / CHECKPOINT, weights_only=True)["particles"]
-    particles = []
-    for state in saved:
-        particle = Particle(config, -1, torch.Generator())
-        particle.load_state_dict(state)
-        particles.append(particle.to(device).eval().requires_grad_(False))
-    return particles
 
 
 def distill(

@@ -5,7 +5,8 @@ import torch
 
 from redream.cameras import orbit, sample_cameras
 from redream.config import CameraConfig, DistillConfig, FieldConfig, PriorConfig
-from redream.distill.loop import NonFiniteLoss, create_state, distill, load_particles
+from redream.distill.loop import NonFiniteLoss, create_state, distill
+from redream.distill.particle import load_particles
 from redream.images import Rendering
 from redream.prior.stable_diffusion import StableDiffusionPrior
 from redream.render.mesh import AssetViews
