@@ -33,7 +33,7 @@ from flows.request import DEFAULT_OUT, Request, checked_out
 from redream.config import flatten
 from redream.gallery import GalleryItem, write_gallery
 from redream.page import visible_text
-from tasks import adaptation, distillation, evaluation, exporting, indexing, orientation, rendering, retrieval
+from tasks import adaptation, delivery, distillation, evaluation, exporting, indexing, orientation, rendering, retrieval
 from tasks.gallery import stage_spans, thumbnail
 from tasks.progress import duration, say, track
 from tasks.records import list_runs, read_run, run_folder
@@ -142,7 +142,7 @@ def _is_whole(out: Path, record: Mapping[str, Any]) -> bool:
         named.append(Path(record["request"]["index"]) / "manifest.json")
     started = datetime.fromisoformat(record["started"]).timestamp()
     return (
-        all((run_folder(out, record["run_id"]) / name).is_file() for name in exporting.DELIVERED)
+        all((run_folder(out, record["run_id"]) / name).is_file() for name in delivery.DELIVERED)
         and all(entry.get("version") == VERSIONS.get(name) for name, entry in record["stages"].items())
         and all(path.is_file() and path.stat().st_mtime < started for path in named)
     )

@@ -15,16 +15,18 @@ from flows.build_index import find_index
 from flows.parameters import Assets, BatchId, MethodName, Place, PresetName, Prompt, Seed, Settings
 from flows.request import DEFAULT_OUT, Request, checked_request
 from tasks.adaptation import adapt
+from tasks.delivery import Made, Outputs, deliver
 from tasks.distillation import distill, warm_up
 from tasks.evaluation import evaluate
-from tasks.exporting import Inputs, Made, deliver, export
+from tasks.exporting import export
 from tasks.orientation import align
 from tasks.rendering import render
 from tasks.retrieval import retrieve, take_assets
 from tasks.runs import Run, open_run
 from tasks.stage import num_cores
 
-# Warm-up and adaptation need nothing of each other. Each gets half of the cores; one core cannot be halved.
+# Warm-up and adaptation need nothing of each other, nor do export and evaluation. Each gets half of the cores; one core
+# cannot be halved.
 CONCURRENT_STAGES = min(2, num_cores())
 THREADS: Any = ThreadPoolTaskRunner(max_workers=CONCURRENT_STAGES)  # its generics do not fit its own decorator's
 
@@ -76,8 +78,15 @@ def make(run: Run, request: Request) -> Made:
         adapting = adapt.submit(run, views, config, CONCURRENT_STAGES) if config.distill.use_adapter else None
         warm, adapter = warming.result(), adapting.result() if adapting else None
     particles = distill.submit(run, views, warm, adapter, config).result()
-    report = evaluate.submit(run, particles, config).result()
-    made_of = Inputs(
-        particles=particles, report=report, retrieval=found, orientation=fronts, warm_up=warm, adapter=adapter
+    exporting = export.submit(run, particles, found, fronts, config, CONCURRENT_STAGES)
+    evaluating = evaluate.submit(run, particles, config, CONCURRENT_STAGES)
+    outputs = Outputs(
+        particles=particles,
+        report=evaluating.result(),
+        exported=exporting.result(),
+        retrieval=found,
+        orientation=fronts,
+        warm_up=warm,
+        adapter=adapter,
     )
-    return deliver(run, made_of, export.submit(run, made_of, config).result())
+    return deliver(run, outputs, config)

@@ -24,7 +24,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "adapt": ("render",),
     "distill": ("render", "warm_up", "adapt"),
     "evaluate": ("distill",),
-    "export": ("retrieve", "take_assets", "align", "warm_up", "adapt", "distill", "evaluate"),
+    "export": ("retrieve", "take_assets", "align", "distill"),
 }
 
 

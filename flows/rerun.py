@@ -13,7 +13,7 @@ from flows.generate import THREADS, make
 from flows.parameters import Place, RunId, Settings, StageName
 from flows.plan import checked_rerun
 from flows.request import DEFAULT_OUT
-from tasks.exporting import Made
+from tasks.delivery import Made
 from tasks.runs import Repeats, open_run, settle_crashed
 
 

@@ -60,10 +60,11 @@ def adapt(run: Run, views: Output, config: RunConfig, num_concurrent: int) -> Ou
     }
 
     def produce(work: Work) -> dict[str, object]:
-        import torch
+        with loading:
+            import torch
 
-        from redream.prior.adaptation import adapt_prior
-        from redream.prior.stable_diffusion import StableDiffusionPrior
+            from redream.prior.adaptation import adapt_prior
+            from redream.prior.stable_diffusion import StableDiffusionPrior
 
         share_cores(num_concurrent)
         with loading:

@@ -141,10 +141,11 @@ def _distill(
     adapter: Output | None,
     until_step: int,
 ) -> dict[str, object]:
-    from safetensors.torch import save_file
+    with loading:
+        from safetensors.torch import save_file
 
-    from redream.distill import loop
-    from redream.prior.stable_diffusion import StableDiffusionPrior
+        from redream.distill import loop
+        from redream.prior.stable_diffusion import StableDiffusionPrior
 
     assets = load_all_views(views) if views is not None else []
     with loading:

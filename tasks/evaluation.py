@@ -18,7 +18,7 @@ from tasks.distillation import load_particles
 from tasks.progress import track, waiting
 from tasks.runs import Run
 from tasks.slots import choose_device
-from tasks.stage import RETRIES, RETRY_DELAYS, Work, is_passing, run_stage, share_cores
+from tasks.stage import RETRIES, RETRY_DELAYS, Work, is_passing, loading, run_stage, share_cores
 from tasks.store import Output, stage_key, write_json
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ MODEL_SETTINGS = ("clip_models", "lpips_backbones", "judge")
     retry_delay_seconds=RETRY_DELAYS,
     retry_condition_fn=is_passing,
 )
-def evaluate(run: Run, particles: Output, config: RunConfig) -> Output:
-    """Render every particle on the orbit and score the views."""
+def evaluate(run: Run, particles: Output, config: RunConfig, num_concurrent: int = 1) -> Output:
+    """Render every particle on the orbit and score the views; `num_concurrent` stages share the cores meanwhile."""
     inputs = {"particles": particles.digest}
     models = [*config.evaluation.clip_models, *config.evaluation.lpips_backbones, config.evaluation.judge]
     inputs |= {f"model_{i}": weights_digest(model) for i, model in enumerate(models)}  # names may be paths
@@ -49,14 +49,15 @@ def evaluate(run: Run, particles: Output, config: RunConfig) -> Output:
     settings = {"evaluation": views, "field": config.field, "prompt": run.prompt}
 
     def produce(work: Work) -> dict[str, object]:
-        from redream.cameras import camera_angles
-        from redream.clip import Clip
-        from redream.images import image_grid, save_png, to_images
-        from redream.metrics.a_lpips import ALpips
-        from redream.metrics.perceptual import PerceptualNet
-        from redream.metrics.report import evaluate_views
+        with loading:
+            from redream.cameras import camera_angles
+            from redream.clip import Clip
+            from redream.images import image_grid, save_png, to_images
+            from redream.metrics.a_lpips import ALpips
+            from redream.metrics.perceptual import PerceptualNet
+            from redream.metrics.report import evaluate_views
 
-        share_cores(1)
+        share_cores(num_concurrent)
         device = choose_device()
         with waiting("loading the evaluation models"):
             clips = {model: Clip(model, device) for model in config.evaluation.clip_models}

@@ -36,7 +36,8 @@ PASSING_CAUSES = ("OutOfMemoryError", "ConnectionError", "TimeoutError", "Blocki
 STEPS_FILE = "steps.jsonl"
 
 # Loading or extending a model changes torch for the whole process for a moment: accelerate makes every new parameter an
-# empty one, peft draws from the global generator. Stages that run beside each other take turns.
+# empty one, peft draws from the global generator. And two threads that import what imports each other can meet a module
+# half made. Stages that run beside each other take turns.
 loading = threading.Lock()
 
 

@@ -17,7 +17,6 @@ from prefect.client.schemas.objects import State
 from flows.plan import NEEDS, dependents
 from redream.config import Linear, RunConfig, smoke, with_overrides
 from tasks import adaptation, distillation, evaluation, exporting, indexing, orientation, rendering, retrieval, stage
-from tasks.exporting import Inputs
 from tasks.indexing import IndexPlace, built_index
 from tasks.runs import Run
 from tasks.store import Output, StageKey
@@ -81,11 +80,8 @@ def keys(
         warm = done(distillation.warm_up.fn(asked, views, config, 1))
         adapter = done(adaptation.adapt.fn(asked, views, config, 1)) if config.distill.use_adapter else None
     particles = done(distillation.distill.fn(asked, views, warm, adapter, config))
-    report = done(evaluation.evaluate.fn(asked, particles, config))
-    made_of = Inputs(
-        particles=particles, report=report, retrieval=found, orientation=fronts, warm_up=warm, adapter=adapter
-    )
-    done(exporting.export.fn(asked, made_of, config))
+    done(evaluation.evaluate.fn(asked, particles, config))
+    done(exporting.export.fn(asked, particles, found, fronts, config))
     return {name: output.key for name, output in outputs.items()}
 
 
@@ -125,10 +121,11 @@ def changed(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
         ({"settings": {"distill.lambda_opacity_entropy": Linear(start=9.0, end=0.0, begin_step=1, end_step=1)}},
          ["warm_up", *DISTILLED]),
         ({"settings": {"distill.use_adapter": False}}, DISTILLED),
-        # What reaches no step at all is only listed on the page.
-        ({"settings": {"distill.sds_guidance_scale": 5.0}}, ["export"]),
-        ({"settings": {"distill.lr_background": 5.0}}, ["export"]),
+        # What reaches no step at all is only listed on the page, which every run writes for itself.
+        ({"settings": {"distill.sds_guidance_scale": 5.0}}, []),
+        ({"settings": {"distill.lr_background": 5.0}}, []),
         ({"settings": {"evaluation.num_views": 4}}, ["evaluate", "export"]),
+        ({"settings": {"evaluation.image_size": 24}}, ["evaluate"]),
         ({"settings": {"export.turntable_fps": 24}}, ["export"]),
         ({"settings": {"evaluation.clip_models": ("mini:clip-eval-b",), "retrieval.clip_model": "mini:clip-eval-a"}},
          ["index", *FOUND]),
@@ -158,10 +155,10 @@ def test_bytes_of_a_mesh_decide_and_not_its_place(run: Run, tmp_path: Path) -> N
     ("change", "expected"),
     [
         ({"distill.sds_guidance_scale": 5.0}, DISTILLED),
-        ({"distill.guidance_scale": 5.0}, ["export"]),
-        ({"distill.lr_variational": 5.0}, ["export"]),
-        ({"distill.warm_up_steps": 1}, ["export"]),
-        ({"render.num_views": 11}, ["export"]),
+        ({"distill.guidance_scale": 5.0}, []),
+        ({"distill.lr_variational": 5.0}, []),
+        ({"distill.warm_up_steps": 1}, []),
+        ({"render.num_views": 11}, []),
     ],
 )
 def test_other_method_depends_on_other_settings(run: Run, change: dict[str, Any], expected: list[str]) -> None:
