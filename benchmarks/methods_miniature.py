@@ -4,7 +4,7 @@ Each run is one `redream generate`, so a repeated call reuses whatever is finish
 prompts are left out of the catalog and were drawn by a seed, not chosen. The column `asset` is the retrieved asset
 nearest to the prompt, rendered and measured in the same way: how a solid object with one front scores, which neither
 A-LPIPS nor the share of wrong fronts tell from a featureless ball's score. Run as
-`python -m benchmarks.methods_miniature [--runs FOLDER] [--out FILE.json]`.
+`python -m benchmarks.methods_miniature [--runs FOLDER] [--out FILE.json] [--pictures FOLDER]`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from redream.assets import load_mesh, normalize_mesh, turn_mesh
 from redream.cameras import camera_angles, orbit
@@ -29,12 +30,15 @@ from redream.metrics.perceptual import PerceptualNet
 from redream.metrics.report import evaluate_views
 from redream.mini.catalog import CATEGORIES, catalog_pairs
 from redream.render.mesh import render_mesh
+from tasks.records import finished_stage, read_run
 
 METHODS = ("sds", "vsd", "redream")
 ASSET = "asset"
 NUM_PROMPTS = 6
 TURNTABLE_SIZE = 64  # pixels; nobody watches them
 HIGHER_IS_BETTER = ("clip_score",)
+GAP = 16  # pixels between pictures
+SHEET_COLUMNS = 6  # of the evaluation's sheet of twelve views
 
 
 def prompts() -> list[str]:
@@ -48,8 +52,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--runs", type=Path, default=Path("redream-out"), help="the runs' --out folder")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    parser.add_argument("--pictures", type=Path, help="write orbits of the results as PNG")
     arguments = parser.parse_args()
-    rows = []
+    rows, orbits = [], {}
     for prompt in prompts():
         for method in METHODS:
             command = [
@@ -71,6 +76,7 @@ def main() -> None:
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             made: dict[str, Any] = json.loads(done.stdout)
             rows.append({"prompt": prompt, "method": method, **made["metrics"]})
+            orbits[prompt, method] = orbit_picture(arguments.runs, made["run_id"])
             print(json.dumps(rows[-1]), flush=True)
         nearest = made["neighbors"][0]  # of redream, the last of the methods
         rows.append({"prompt": prompt, "method": ASSET, **asset_figures(prompt, nearest)})
@@ -78,6 +84,8 @@ def main() -> None:
     print(table(rows))
     if arguments.out:
         arguments.out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    if arguments.pictures:
+        save_pictures(arguments.pictures, orbits)
 
 
 def asset_figures(prompt: str, neighbor: dict[str, Any]) -> dict[str, float]:
@@ -96,6 +104,34 @@ def asset_figures(prompt: str, neighbor: dict[str, Any]) -> dict[str, float]:
         (PerceptualNet.load(views.judge), camera_angles(camera)[0]),
     )
     return report.summary()
+
+
+def orbit_picture(out: Path, run_id: str) -> Image.Image:
+    """Return six views around the first particle of a run, side by side."""
+    sheet = Image.open(finished_stage(out, read_run(out, run_id), "evaluate").path("orbit_0.png"))
+    size = sheet.width // SHEET_COLUMNS
+    row = Image.new("RGB", (sheet.width, size))
+    for column in range(SHEET_COLUMNS):
+        y, x = divmod(2 * column, SHEET_COLUMNS)  # every second of its twelve views
+        row.paste(sheet.crop((x * size, y * size, (x + 1) * size, (y + 1) * size)), (column * size, 0))
+    return row
+
+
+def save_pictures(folder: Path, orbits: dict[tuple[str, str], Image.Image]) -> None:
+    """Write the results of redream, a prompt a row, and the first prompts by all methods from left to right."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ours = [[orbits[prompt, "redream"]] for prompt in prompts()]
+    _sheet(ours).save(folder / "redream.png")
+    _sheet([[orbits[prompt, method] for method in METHODS] for prompt in prompts()[:3]]).save(folder / "methods.png")
+
+
+def _sheet(rows: list[list[Image.Image]]) -> Image.Image:
+    width, height = rows[0][0].size
+    sheet = Image.new("RGB", (len(rows[0]) * (width + GAP) - GAP, len(rows) * height), "white")
+    for y, row in enumerate(rows):
+        for x, picture in enumerate(row):
+            sheet.paste(picture, (x * (width + GAP), y * height))
+    return sheet
 
 
 def table(rows: list[dict[str, Any]]) -> str:
