@@ -1,7 +1,8 @@
 """Many prompts, each in a process of its own with its own flow run and MLflow run, so that none can harm another.
 
-The batch itself is a run too: its folder holds the gallery, the table and what every process said. What a finished run
-of the same request has made already is not run again.
+The processes are children of this one or, where the batch is deployed, runs that the workers of the pool take. The
+batch itself is a run too: its folder holds the gallery, the table and what every child said. What a finished run of the
+same request has made already is not run again.
 """
 
 from __future__ import annotations
@@ -25,11 +26,14 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.runtime import deployment
 
 from flows.children import Children, Ended, Job
 from flows.members import Defaults, Member, checked_members, read_members
 from flows.parameters import MethodName, Place, PresetName, Processes, Prompts, Seeds, Settings
 from flows.request import DEFAULT_OUT, Request, checked_out
+from flows.submitted import cancel_submitted, run_on_workers
 from redream.config import flatten
 from redream.gallery import GalleryItem, write_gallery
 from redream.page import visible_text
@@ -75,7 +79,7 @@ class BatchFailed(RuntimeError):
         self.result = result
 
 
-@flow(name="batch", flow_run_name="batch of {prompts_file}")
+@flow(name="batch", flow_run_name="batch of {prompts_file}", on_cancellation=[cancel_submitted])
 def batch(
     prompts_file: Place = "",
     prompts: Prompts = [],
@@ -98,7 +102,7 @@ def batch(
         seeds: for lines that name none.
         index: folder of an index; empty for the miniature's own, which is built where it is missing.
         settings: overrides such as `{"distill.num_steps": 500}`.
-        workers: processes at a time; 0 for one more than trainings.
+        workers: objects at a time; 0 for one more than trainings, and on a deployment for as many as workers take.
         gpus: trainings at a time on this machine; 0 for one per GPU.
         out: folder of runs and stage outputs, on the worker's machine.
     """
@@ -113,7 +117,7 @@ def batch(
         "index": index, "settings": settings, "workers": workers, "gpus": gpus,
     }  # fmt: skip
     with open_run("batch", title, 0, None, request, folder) as run:
-        outcomes = _made(run, members, workers, gpus)
+        outcomes = _made(run, members, workers, gpus, {} if out == DEFAULT_OUT else {"out": out})
         result = _deliver(run, title, outcomes)
         num_failed = sum(outcome.state == "failed" for outcome in outcomes)
         if num_failed:
@@ -152,7 +156,7 @@ def _identity(request: Mapping[str, Any]) -> str:
     return json.dumps(request, sort_keys=True)
 
 
-def _made(run: Run, members: Sequence[Member], workers: int, gpus: int) -> list[Outcome]:
+def _made(run: Run, members: Sequence[Member], workers: int, gpus: int, place: Mapping[str, str]) -> list[Outcome]:
     """Make what is missing, some at a time, and return what became of each."""
     there = finished_runs(Path(run.out))
     outcomes: dict[int, Outcome] = {}
@@ -169,15 +173,18 @@ def _made(run: Run, members: Sequence[Member], workers: int, gpus: int) -> list[
             missing[identity] = number
     if outcomes:
         say(f"{len(outcomes)} of {len(members)} objects are there already")
-    for number, outcome in _run_missing(run, members, list(missing.values()), workers, gpus):
+    asked = {number: members[number] for number in missing.values()}
+    ended = _run_on_workers(run, asked, place, workers, gpus) if deployment.id else _run_here(run, asked, workers, gpus)
+    shown = create_progress_artifact(progress=0.0, key="batch-progress", description=f"{len(asked)} objects to make")
+    for num_ended, (number, outcome) in enumerate(track(ended, "batch", len(asked)), start=1):
         outcomes[number] = outcome
         say(f"{outcome.state}: {visible_text(outcome.prompt)} (seed {outcome.seed}) {visible_text(outcome.reason)}")
+        update_progress_artifact(cast(UUID, shown), progress=100.0 * num_ended / len(asked))
     return [outcomes[number] for number in range(len(members))]
 
 
-def _run_missing(
-    run: Run, members: Sequence[Member], missing: Sequence[int], workers: int, gpus: int
-) -> Iterator[tuple[int, Outcome]]:
+def _run_here(run: Run, asked: Mapping[int, Member], workers: int, gpus: int) -> Iterator[tuple[int, Outcome]]:
+    """Make objects in children of this process."""
     logs = run.folder / "members"
     logs.mkdir()
     # One server for all: several on one database would wait for each other.
@@ -186,16 +193,23 @@ def _run_missing(
     if gpus:
         environment[NUM_SLOTS] = str(gpus)
     jobs = [
-        Job(name=str(number), command=_command(members[number].request, run.run_id, Path(run.out)))
-        for number in missing
+        Job(name=str(number), command=_command(member.request, run.run_id, Path(run.out)))
+        for number, member in asked.items()
     ]
     num_workers = workers or (gpus or asked_slots() or default_slots()) + EXTRA_WORKERS
-    shown = create_progress_artifact(progress=0.0, key="batch-progress", description=f"{len(jobs)} objects to make")
     with closing(Children(logs, environment).run(jobs, num_workers)) as ended:
-        for num_ended, child in enumerate(track(ended, "batch", len(jobs)), start=1):
+        for child in ended:
             number = int(child.name)
-            yield number, _outcome(members[number], child, run)
-            update_progress_artifact(cast(UUID, shown), progress=100.0 * num_ended / len(jobs))
+            yield number, _outcome(asked[number], child, run)
+
+
+def _run_on_workers(
+    run: Run, asked: Mapping[int, Member], place: Mapping[str, str], workers: int, gpus: int
+) -> Iterator[tuple[int, Outcome]]:
+    """Let the workers of the pool make objects."""
+    requests = {number: member.request for number, member in asked.items()}
+    for number, ended in run_on_workers(requests, run.run_id, place, workers, gpus):
+        yield number, _submitted_outcome(asked[number], ended, run)
 
 
 def _command(request: Request, batch_id: str, out: Path) -> list[str]:
@@ -231,6 +245,29 @@ def _outcome(member: Member, child: Ended, run: Run) -> Outcome:
         if record.get("batch") == run.run_id and record["request"] == json.loads(json.dumps(asked.parameters()))
     ]
     return Outcome(**common, state=state, reason=child.reason, run_id=found[-1] if found else "", metrics={})
+
+
+def _submitted_outcome(member: Member, ended: FlowRun, run: Run) -> Outcome:
+    """Say what became of an object, by Prefect's state and, where this machine sees the files, the run's record."""
+    asked, state = member.request, cast(State[Any], ended.state)
+    common = {"line": member.line, "prompt": asked.prompt, "seed": asked.seed, "method": asked.method}
+    records = [
+        record for record in list_runs(Path(run.out)) if record["prefect"].get("prefect.flow_run_id") == str(ended.id)
+    ]
+    run_id = records[-1]["run_id"] if records else ""
+    if state.is_completed():
+        return Outcome(
+            **common,
+            state="done",
+            reason="" if records else f"its files are not below {run.out} on this machine",
+            run_id=run_id,
+            seconds=ended.total_run_time.total_seconds(),
+            metrics=records[-1]["metrics"] if records else {},
+        )
+    reason = str((records[-1].get("error") if records else "") or state.message or state.name)
+    return Outcome(
+        **common, state="stopped" if state.is_cancelled() else "failed", reason=reason, run_id=run_id, metrics={}
+    )
 
 
 def _skipped(member: Member, run_id: str, reason: str, metrics: Mapping[str, float]) -> Outcome:

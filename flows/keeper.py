@@ -1,6 +1,6 @@
 """What keeps a Prefect server in order for redream: `python -m flows.keeper`, one for each server.
 
-It creates the work pool, the deployments and an automation, and then looks after runs whose process or machine died:
+It creates the work pools, the deployments and an automation, and then looks after runs whose process or machine died:
 
 - A run that was `Running` and says nothing for two minutes is marked `Crashed` by the automation. By default it would
   stay `Running` for ever.
@@ -19,12 +19,13 @@ import asyncio
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.environment import QUIET
-from flows.serving import POOL
+from flows.serving import BATCH_POOL, POOL
 
 if TYPE_CHECKING:
     from prefect.automations import Automation
@@ -59,11 +60,11 @@ async def keep(max_resumes: int) -> None:
     from prefect.client.orchestration import get_client
 
     async with get_client() as client:
-        await create_pool(client)
+        await create_pools(client)
         await create_automation()
         deploy()
         await refuse_unknown_parameters(client)
-        print(f"keeper: pool {POOL!r} and its deployments are there", file=sys.stderr, flush=True)
+        print("keeper: the pools and deployments are there", file=sys.stderr, flush=True)
         while True:
             try:
                 for line in await reconcile(client, max_resumes, datetime.now(UTC)):
@@ -73,16 +74,15 @@ async def keep(max_resumes: int) -> None:
             await asyncio.sleep(LOOK_EVERY_SECONDS)
 
 
-async def create_pool(client: PrefectClient) -> None:
+async def create_pools(client: PrefectClient) -> None:
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectAlreadyExists
     from prefect.workers.process import ProcessWorker
 
     template = ProcessWorker.get_default_base_job_template()
-    try:
-        await client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
-    except ObjectAlreadyExists:
-        return
+    for name in (POOL, BATCH_POOL):
+        with suppress(ObjectAlreadyExists):
+            await client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=template))
 
 
 def deploy() -> None:
@@ -186,7 +186,7 @@ async def _runs_in(client: PrefectClient, state: str, now: datetime) -> list[Flo
         deployment_id=filters.FlowRunFilterDeploymentId(is_null_=False),
         state=filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=[state])),  # pyright: ignore
     )
-    pool = filters.WorkPoolFilter(name=filters.WorkPoolFilterName(any_=[POOL]))
+    pool = filters.WorkPoolFilter(name=filters.WorkPoolFilterName(any_=[POOL, BATCH_POOL]))
     runs = await client.read_flow_runs(flow_run_filter=found, work_pool_filter=pool)
     return [run for run in runs if _age(run, now) < RESUME_WITHIN]
 

@@ -1,9 +1,10 @@
 """What one person needs on one machine, as `redream serve` starts, watches and stops it.
 
-A Prefect server, an MLflow server, the keeper (pool, deployments, crashed runs: flows/keeper.py) and a worker
-(flows/worker.py), each a process of its own with a log in `<out>/logs`. One that dies is started again. On the first
-Ctrl-C or SIGTERM the worker lets its runs finish, then everything stops; on the second its runs are ended at once, and
-continue from their last checkpoint after the next start.
+A Prefect server, an MLflow server, the keeper (pools, deployments, crashed runs: flows/keeper.py) and two workers
+(flows/worker.py: one makes objects, one holds batches that wait for theirs), each a process of its own with a log in
+`<out>/logs`. One that dies is started again. On the first Ctrl-C or SIGTERM the worker lets its runs finish, then
+everything stops; on the second its runs are ended at once, and continue from their last checkpoint after the next
+start.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from filelock import FileLock, Timeout
 
 from flows.environment import SERVING_FILE
 from flows.serving import (
+    BATCH_POOL,
     POOL,
     PREFECT_SECRET,
     Serving,
@@ -42,6 +44,8 @@ START_SECONDS = 300  # on a busy machine with a new database; each takes 5 to 30
 END_SECONDS = 15
 MAX_RESTART_DELAY = 30.0
 LASTING_SECONDS = 60.0  # a service that lived as long was well
+MAX_BATCHES = 8  # at a time; they only wait
+TWICE_SECONDS = 0.5  # between two signals, so that they are two
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -174,12 +178,17 @@ def services(asked: Serving, environment: Mapping[str, str]) -> list[Service]:
             command=[python, "-m", "flows.worker", "--pool", POOL, "--limit", str(asked.limit)],
             answers=lambda: num_workers(asked.prefect_api, secret) > 0,
         ),
+        Service(
+            name="batches",
+            command=[python, "-m", "flows.worker", "--pool", BATCH_POOL, "--limit", str(MAX_BATCHES)],
+            answers=lambda: num_workers(asked.prefect_api, secret, BATCH_POOL) > 0,
+        ),
     ]
 
 
 def _start_all(supervisor: Supervisor, asked: Serving, say: Callable[[str], None], stopped: Callable[[], bool]) -> None:
     """Start the servers at once, then what needs them, and say where they are."""
-    prefect, mlflow, keeper, worker = services(asked, supervisor.environment)
+    prefect, mlflow, keeper, worker, batches = services(asked, supervisor.environment)
     say("starting Prefect and MLflow …")
     supervisor.start(prefect)
     supervisor.start(mlflow)
@@ -190,7 +199,9 @@ def _start_all(supervisor: Supervisor, asked: Serving, say: Callable[[str], None
         create_experiment(asked)
     supervisor.wait_for(keeper, stopped)
     supervisor.start(worker)
+    supervisor.start(batches)
     supervisor.wait_for(worker, stopped)
+    supervisor.wait_for(batches, stopped)
     if stopped():
         return
     write_json(
@@ -213,6 +224,12 @@ def _drain(supervisor: Supervisor, stops: list[int], say: Callable[[str], None])
     worker = supervisor.processes.get("worker")
     if worker is None or worker.poll() is not None:
         return
+    # A batch waits for objects that no worker here will take any more. It is told to end at once, and goes on later.
+    batches = supervisor.processes.get("batches")
+    for _ in range(2):
+        if batches is not None and batches.poll() is None:
+            batches.send_signal(signal.SIGTERM)
+            time.sleep(TWICE_SECONDS)
     say("stopping: runs under way may finish; Ctrl-C again ends them, and they continue after the next start")
     worker.send_signal(signal.SIGTERM)
     num_sent = 1

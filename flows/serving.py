@@ -22,6 +22,7 @@ from typing import Any
 from flows.environment import DEPLOYED, QUIET, SERVER
 
 POOL = "local"
+BATCH_POOL = "batches"  # of runs that wait for others, and would keep the place that those need
 EXPERIMENT = "redream"
 PREFECT_SECRET = "PREFECT_SERVER_API_AUTH_STRING"  # noqa: S105 (the name of a variable)
 MLFLOW_SECRETS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
@@ -129,9 +130,9 @@ def create_experiment(asked: Serving) -> None:
             raise RuntimeError(f"MLflow did not create the experiment {EXPERIMENT!r}: {status} {answer}")
 
 
-def num_workers(api: str, secret: str = "") -> int:
-    """Return how many workers of the pool are alive, as the server sees it."""
-    status, workers = ask(f"{api}/work_pools/{POOL}/workers/filter", secret, content={})
+def num_workers(api: str, secret: str = "", pool: str = POOL) -> int:
+    """Return how many workers of a pool are alive, as the server sees it."""
+    status, workers = ask(f"{api}/work_pools/{pool}/workers/filter", secret, content={})
     return sum(worker.get("status") == "ONLINE" for worker in workers) if status == 200 else 0
 
 

@@ -13,6 +13,7 @@ import psutil
 from benchmarks.faults.ground import PROMPT, SETTINGS, Ground, end, finished_stages, orphans, repeating, wait_until
 from benchmarks.faults.rows import Row, row_after
 from flows.keeper import RESUMED
+from flows.serving import POOL
 from tasks.records import list_runs
 
 CRASHED_WITHIN = 180.0  # seconds
@@ -24,7 +25,7 @@ FINAL = ("Completed", "Failed", "Cancelled")
 def worker_and_flow(ground: Ground, fault: str) -> Row:
     """Kill a worker together with its flow: nobody is left to say that the run has crashed."""
     out, run_id = _begun(ground, fault, "distill")
-    worker = ground.served.service("flows.worker")
+    worker = ground.served.service(POOL)
     kept = _kept(out)
     killed = time.time()
     for process in (worker, *_processes_of(run_id)):
@@ -57,7 +58,7 @@ def dies_every_time(ground: Ground, fault: str) -> Row:
 def worker_stopped(ground: Ground, fault: str) -> Row:
     """Ask a worker to stop: it finishes its run."""
     out, run_id = _begun(ground, fault, "warm_up")
-    worker = ground.served.service("flows.worker")
+    worker = ground.served.service(POOL)
     worker.terminate()
     _wait_for_end(ground, run_id)
     worker.wait(60)
@@ -71,7 +72,7 @@ def worker_stopped_at_once(ground: Ground, fault: str) -> Row:
     """Ask a worker twice to stop: it ends its run, and says so."""
     out, run_id = _begun(ground, fault, "distill")
     kept = _kept(out)
-    worker = ground.served.service("flows.worker")
+    worker = ground.served.service(POOL)
     worker.terminate()
     with suppress(psutil.TimeoutExpired):
         worker.wait(0.5)

@@ -141,12 +141,12 @@ class Served:
         if self.process.poll() is not None:
             raise RuntimeError(f"redream serve ended: {end(self.process).said}")
 
-    def service(self, words: str) -> psutil.Process:
-        """Return the process that runs a module of Python, such as `flows.worker`."""
+    def service(self, word: str) -> psutil.Process:
+        """Return the process with a word in its command, such as the name of a worker's pool."""
         for process in psutil.Process(self.process.pid).children():
-            if words in process.cmdline():
+            if word in process.cmdline():
                 return process
-        raise LookupError(words)
+        raise LookupError(word)
 
     def create_run(self, parameters: dict[str, Any]) -> str:
         api = self.addresses["PREFECT_API_URL"]

@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from flows.serving import ask
+from flows.serving import BATCH_POOL, POOL, ask
 
 START_SECONDS = 400  # beside other work on few cores; 25 to 60 otherwise
 OWN_SERVERS = ("PREFECT_API_URL", "PREFECT_HOME", "MLFLOW_TRACKING_URI", "PREFECT_RESULTS_LOCAL_STORAGE_PATH")
@@ -51,7 +51,13 @@ class Served:
 
     def service(self, name: str) -> psutil.Process:
         """Return the process of a service, by what it runs."""
-        words = {"worker": "flows.worker", "keeper": "flows.keeper", "prefect": "prefect", "mlflow": "mlflow"}
+        words = {
+            "worker": POOL,
+            "batches": BATCH_POOL,
+            "keeper": "flows.keeper",
+            "prefect": "prefect",
+            "mlflow": "mlflow",
+        }
         for process in psutil.Process(self.process.pid).children():
             with suppress(psutil.Error):  # it has just ended
                 if words[name] in process.cmdline():

@@ -20,11 +20,11 @@ from flows.keeper import (
     START,
     TAG,
     create_automation,
-    create_pool,
+    create_pools,
     reconcile,
     refuse_unknown_parameters,
 )
-from flows.serving import POOL
+from flows.serving import BATCH_POOL, POOL
 
 
 @task
@@ -44,7 +44,7 @@ def with_run(
 
     async def prepare() -> None:
         async with get_client() as client:
-            await create_pool(client)
+            await create_pools(client)
             flow_id = await client.create_flow(kept)
             deployment_id = await client.create_deployment(flow_id, name="kept", work_pool_name=POOL)
             if is_deployed:
@@ -133,12 +133,12 @@ def test_other_runs_are_left_alone(prefect_server: None) -> None:
 
 
 def test_second_keeper_changes_nothing(prefect_server: None) -> None:
-    async def twice() -> tuple[int, int]:
+    async def twice() -> tuple[int, int, int]:
         async with get_client() as client:
             for _ in range(2):
-                await create_pool(client)
+                await create_pools(client)
                 await create_automation()
             pools = [pool.name for pool in await client.read_work_pools()]
-            return pools.count(POOL), len(await client.read_automations())
+            return pools.count(POOL), pools.count(BATCH_POOL), len(await client.read_automations())
 
-    assert asyncio.run(twice()) == (1, 1)
+    assert asyncio.run(twice()) == (1, 1, 1)

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.serving import ask, num_workers
+from flows.serving import BATCH_POOL, ask, num_workers
 from tests.flows.conftest import World
 from tests.flows.services import OWN_SERVERS, Served, free_port, wait_until
 
@@ -76,7 +76,7 @@ def test_first_section_leads_from_serve_to_a_run_in_minutes(served: Served, worl
 
 @pytest.mark.timeout(1800)
 def test_pieces_of_the_second_section_work_one_by_one_in_minutes(tmp_path: Path) -> None:
-    export, prefect, mlflow, pool, deploy, keeper, worker = commands("2")
+    export, prefect, mlflow, pool, batch_pool, deploy, keeper, batches, worker = commands("2")
     ports = {"4200": str(free_port()), "5000": str(free_port()), "$PWD": str(tmp_path)}
     inherited = {name: value for name, value in os.environ.items() if name not in OWN_SERVERS}
     settings = exports(export, ports)
@@ -106,10 +106,12 @@ def test_pieces_of_the_second_section_work_one_by_one_in_minutes(tmp_path: Path)
         start(mlflow)
         wait_until(lambda: ask(f"{api}/health")[0] == 200, PATIENCE)
         run(pool)
+        run(batch_pool)
         run(deploy)
         start(keeper)
+        start(batches)
         start(worker)
-        wait_until(lambda: num_workers(api) == 1, PATIENCE)
+        wait_until(lambda: num_workers(api) == num_workers(api, pool=BATCH_POOL) == 1, PATIENCE)
         wait_until(lambda: ask(f"{settings['MLFLOW_TRACKING_URI']}/health")[0] == 200, PATIENCE)
     finally:
         family = [child for process in processes for child in psutil.Process(process.pid).children(recursive=True)]
