@@ -13,7 +13,7 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.parameters import CatalogName, Licenses, Place, PresetName, Settings
-from flows.request import DEFAULT_OUT, checked_config, checked_out
+from flows.request import DEFAULT_OUT, checked_config, checked_out, checked_runner
 from redream.config import RetrievalConfig
 from tasks.indexing import (
     CatalogRequest,
@@ -30,7 +30,6 @@ from tasks.progress import track
 from tasks.runs import Run, open_run
 
 ONE_THREAD = {"threads_per_worker": 1}
-RUNNERS = ("local", "dask", "ray")
 ONE_THREAD_RUNNER: Any = ThreadPoolTaskRunner(max_workers=1)  # its generics do not fit its own decorator's
 
 
@@ -95,9 +94,7 @@ def default_index(out: Path, catalog: str) -> Path:
 
 def task_runner(name: str, address: str = "") -> TaskRunner[Any]:
     """Return the runner of a build's shards: this process, or a Dask or Ray cluster, by default one of its own."""
-    if name not in RUNNERS:
-        raise ValueError(f"unknown runner {name!r}; choose {', '.join(RUNNERS)}")
-    if name == "local":
+    if checked_runner(name) == "local":
         return ThreadPoolTaskRunner(max_workers=1)
     try:
         if name == "dask":

@@ -33,6 +33,7 @@ from flows.request import (
     checked_out,
     checked_prompt,
     checked_request,
+    checked_runner,
     checked_weights,
     parsed_settings,
 )
@@ -374,6 +375,7 @@ def index_build(
 
     config = checked_config(preset, "redream", parsed_settings(settings))
     licenses = parse_licenses(license)
+    checked_runner(runner)
     if catalog not in ("objaverse", "mini") and not Path(catalog).is_dir():
         raise ValueError(f"--catalog {catalog}: give objaverse, mini, or a folder of meshes")
     if catalog == "mini" and not index and not config.retrieval.clip_model.startswith("mini:"):

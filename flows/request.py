@@ -21,6 +21,7 @@ from redream.config import PRESETS, Method, RunConfig, with_overrides
 from redream.weights import weights_digest, weights_path
 
 DEFAULT_OUT = os.environ.get("REDREAM_OUT") or "redream-out"
+RUNNERS = ("local", "dask", "ray")
 MAX_PROMPT_CHARS = 1000
 MESH_SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl")
 
@@ -176,6 +177,13 @@ def checked_index(index: str, preset: str, config: RunConfig) -> None:
             f"--index {index} was made with CLIP {made_with}, this run searches with {wanted}; rebuild the index, or "
             "choose its model with --set retrieval.clip_model=…"
         )
+
+
+def checked_runner(name: str) -> str:
+    """Accept a runner of an index's build."""
+    if name not in RUNNERS:
+        raise ValueError(f"unknown runner {name!r}; choose {', '.join(RUNNERS)}")
+    return name
 
 
 def checked_out(out: str | Path) -> Path:

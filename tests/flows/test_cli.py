@@ -15,8 +15,9 @@ from flows import cli
 def redream(
     arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> tuple[int, str, str]:
-    """Run the command in this process and return its exit code, output and errors."""
+    """Run the command in this process, which must come to an end before it needs a server; see what it says."""
     monkeypatch.setattr(sys, "argv", ["redream", *arguments])
+    monkeypatch.setattr("flows.environment.start_own_server", lambda: pytest.fail("a server was started"))
     with pytest.raises(SystemExit) as ended:
         cli.main()
     captured = capsys.readouterr()
