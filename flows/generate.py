@@ -23,6 +23,7 @@ from tasks.orientation import align
 from tasks.rendering import render
 from tasks.retrieval import retrieve, take_assets
 from tasks.runs import Run, open_run
+from tasks.showing import show_made
 from tasks.stage import num_cores
 
 # Warm-up and adaptation need nothing of each other, nor do export and evaluation. Each gets half of the cores; one core
@@ -89,4 +90,6 @@ def make(run: Run, request: Request) -> Made:
         warm_up=warm,
         adapter=adapter,
     )
-    return deliver(run, outputs, config)
+    made = deliver(run, outputs, config)
+    show_made(run, made, outputs.report)
+    return made

@@ -96,7 +96,7 @@ def open_run(
     tags |= prefect_tags
     if repeats is not None:
         tags |= {"redream.rerun_of": repeats.run_id, "redream.rerun_of_mlflow_run": repeats.mlflow_run_id}
-    tracker = Tracker.start(tracking, prompt[:80], tags, note=_note(prompt, run_id, tags))
+    tracker = Tracker.start(tracking, prompt[:80], tags, note=run_note(prompt, run_id, tags))
     settings = flatten(config) if config is not None else {}
     tracker.log_params({**request, **settings})
     if config is not None:
@@ -231,7 +231,7 @@ def _finish(run: Run, tracker: Tracker, state: str, status: str, error: str = ""
         {
             "redream.state": state,
             "redream.error": error,
-            "mlflow.note.content": _note(
+            "mlflow.note.content": run_note(
                 run.prompt, run.run_id, {**run.prefect_tags, "redream.rerun_of": record["rerun_of"]}, record["stages"]
             ),
         }
@@ -259,7 +259,8 @@ def _prefect_tags() -> dict[str, str]:
     return {name: str(value) for name, value in tags.items() if value}
 
 
-def _note(prompt: str, run_id: str, tags: Mapping[str, str], stages: Mapping[str, Any] | None = None) -> str:
+def run_note(prompt: str, run_id: str, tags: Mapping[str, str], stages: Mapping[str, Any] | None = None) -> str:
+    """Describe a run as Markdown: the prompt, what it repeats, where Prefect shows it, and its stages."""
     lines = [f"**{_as_text(prompt)}**", "", f"Run `{run_id}`."]
     if parent := tags.get("redream.rerun_of"):
         lines.append(f"Repeats `{parent}` in part.")

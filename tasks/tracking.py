@@ -103,6 +103,14 @@ def runs_address(server: str, tracking: Tracking) -> str:
     return f"{server}/#/experiments/{experiment_id(tracking)}/runs?viewStateShareKey={VIEW}"
 
 
+def run_address(tracking: Tracking, run_id: str) -> str:
+    """Return the address of a run's page; empty where it has none, or is not known without waiting for the server."""
+    experiment = _courier_for(tracking).experiment
+    if tracking.is_local or not experiment or run_id.startswith(LOCAL) or "@" in tracking.uri:  # with a password
+        return ""
+    return f"{tracking.uri.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
+
+
 class Tracker:
     """One MLflow run."""
 
@@ -209,7 +217,7 @@ class _Courier:
         self.tracking = tracking
         self.ids: dict[str, str] = {}  # MLflow's ids by local ones
         self._client = MlflowClient(tracking.uri)
-        self._experiment = ""
+        self.experiment = ""  # its id, once the server has said it
         self._outbox = Outbox(Path(tracking.spool))
         self._news = threading.Condition()
         self._is_away = False  # as far as is known
@@ -368,9 +376,9 @@ class _Courier:
                 self._client.set_terminated(run.info.run_id, "KILLED", ended)
 
     def _experiment_id(self) -> str:
-        if not self._experiment:
-            self._experiment = experiment_id(self.tracking)
-        return self._experiment
+        if not self.experiment:
+            self.experiment = experiment_id(self.tracking)
+        return self.experiment
 
 
 _couriers: dict[Tracking, _Courier] = {}

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 from dataclasses import asdict
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 import trimesh
 from mlflow.tracking import MlflowClient
+from PIL import Image
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 
 from flows.evaluate import evaluate_runs
 from flows.generate import generate
@@ -70,6 +76,20 @@ def test_mlflow_has_a_parent_and_one_nested_run_per_stage(made: Made, tracking_u
     assert [metric.step for metric in steps] == [3, 4, 5, 6]  # the first two belong to the warm-up
     names = {entry.path for entry in client.list_artifacts(by_name["adapt"].info.run_id, "adapter")}
     assert "adapter/pytorch_lora_weights.safetensors" in names
+
+
+def test_prefect_has_the_picture_and_the_figures(made: Made, out: Path) -> None:
+    flow_run_id = read_run(out, made.run_id)["prefect"]["prefect.flow_run_id"]
+    of_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[UUID(flow_run_id)]))
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts(artifact_filter=of_run)
+    shown = {artifact.key: str(artifact.data) for artifact in found}
+    kind, _, content = shown["orbit"].partition(",")
+    assert kind == "data:image/jpeg;base64"
+    assert Image.open(io.BytesIO(base64.b64decode(content))).width > 0
+    assert PROMPT not in shown["result"]  # escaped
+    assert all(name in shown["result"] for name in made.metrics)
+    assert f"redream rerun {made.run_id} --from" in shown["result"]
 
 
 def test_second_identical_run_computes_nothing(made: Made, world: World, out: Path) -> None:
