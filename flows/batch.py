@@ -1,8 +1,8 @@
 """Many prompts, each in a process of its own with its own flow run and MLflow run, so that none can harm another.
 
 The processes are children of this one or, where the batch is deployed, runs that the workers of the pool take. The
-batch itself is a run too: its folder holds the gallery, the table and what every child said. What a finished run of the
-same request has made already is not run again.
+batch itself is a run too: its folder holds the gallery, the table and what its children said. What a finished run of
+the same request has made already is not run again.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -26,14 +26,13 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import FlowRun, State
 from prefect.runtime import deployment
 
 from flows.children import Children, Ended, Job
 from flows.members import Defaults, Member, checked_members, read_members
 from flows.parameters import MethodName, Place, PresetName, Processes, Prompts, Seeds, Settings
 from flows.request import DEFAULT_OUT, Request, checked_out
-from flows.submitted import cancel_submitted, run_on_workers
+from flows.submitted import Over, cancel_submitted, run_on_workers
 from redream.config import flatten
 from redream.gallery import GalleryItem, write_gallery
 from redream.page import visible_text
@@ -71,6 +70,9 @@ class Outcome:
     metrics: dict[str, float]
 
 
+Outcomes = Generator[tuple[int, Outcome], None, None]  # with the number of the member
+
+
 class BatchFailed(RuntimeError):
     """Some objects of a batch could not be made; the others were."""
 
@@ -103,7 +105,7 @@ def batch(
         index: folder of an index; empty for the miniature's own, which is built where it is missing.
         settings: overrides such as `{"distill.num_steps": 500}`.
         workers: objects at a time; 0 for one more than trainings, and on a deployment for as many as workers take.
-        gpus: trainings at a time on this machine; 0 for one per GPU.
+        gpus: trainings at a time on a machine; 0 for one per GPU.
         out: folder of runs and stage outputs, on the worker's machine.
     """
     folder = checked_out(out)
@@ -176,14 +178,15 @@ def _made(run: Run, members: Sequence[Member], workers: int, gpus: int, place: M
     asked = {number: members[number] for number in missing.values()}
     ended = _run_on_workers(run, asked, place, workers, gpus) if deployment.id else _run_here(run, asked, workers, gpus)
     shown = create_progress_artifact(progress=0.0, key="batch-progress", description=f"{len(asked)} objects to make")
-    for num_ended, (number, outcome) in enumerate(track(ended, "batch", len(asked)), start=1):
-        outcomes[number] = outcome
-        say(f"{outcome.state}: {visible_text(outcome.prompt)} (seed {outcome.seed}) {visible_text(outcome.reason)}")
-        update_progress_artifact(cast(UUID, shown), progress=100.0 * num_ended / len(asked))
+    with closing(ended):  # what is under way ends with it, also where the loop breaks off
+        for num_ended, (number, outcome) in enumerate(track(ended, "batch", len(asked)), start=1):
+            outcomes[number] = outcome
+            say(f"{outcome.state}: {visible_text(outcome.prompt)} (seed {outcome.seed}) {visible_text(outcome.reason)}")
+            update_progress_artifact(cast(UUID, shown), progress=100.0 * num_ended / len(asked))
     return [outcomes[number] for number in range(len(members))]
 
 
-def _run_here(run: Run, asked: Mapping[int, Member], workers: int, gpus: int) -> Iterator[tuple[int, Outcome]]:
+def _run_here(run: Run, asked: Mapping[int, Member], workers: int, gpus: int) -> Outcomes:
     """Make objects in children of this process."""
     logs = run.folder / "members"
     logs.mkdir()
@@ -205,7 +208,7 @@ def _run_here(run: Run, asked: Mapping[int, Member], workers: int, gpus: int) ->
 
 def _run_on_workers(
     run: Run, asked: Mapping[int, Member], place: Mapping[str, str], workers: int, gpus: int
-) -> Iterator[tuple[int, Outcome]]:
+) -> Outcomes:
     """Let the workers of the pool make objects."""
     requests = {number: member.request for number, member in asked.items()}
     for number, ended in run_on_workers(requests, run.run_id, place, workers, gpus):
@@ -247,26 +250,31 @@ def _outcome(member: Member, child: Ended, run: Run) -> Outcome:
     return Outcome(**common, state=state, reason=child.reason, run_id=found[-1] if found else "", metrics={})
 
 
-def _submitted_outcome(member: Member, ended: FlowRun, run: Run) -> Outcome:
+def _submitted_outcome(member: Member, ended: Over, run: Run) -> Outcome:
     """Say what became of an object, by Prefect's state and, where this machine sees the files, the run's record."""
-    asked, state = member.request, cast(State[Any], ended.state)
+    asked = member.request
     common = {"line": member.line, "prompt": asked.prompt, "seed": asked.seed, "method": asked.method}
     records = [
-        record for record in list_runs(Path(run.out)) if record["prefect"].get("prefect.flow_run_id") == str(ended.id)
+        record
+        for record in list_runs(Path(run.out))
+        if record["prefect"].get("prefect.flow_run_id") == ended.flow_run_id != ""
     ]
-    run_id = records[-1]["run_id"] if records else ""
-    if state.is_completed():
+    record = records[-1] if records else {"run_id": "", "metrics": {}}
+    if ended.state == "Completed":
         return Outcome(
             **common,
             state="done",
             reason="" if records else f"its files are not below {run.out} on this machine",
-            run_id=run_id,
-            seconds=ended.total_run_time.total_seconds(),
-            metrics=records[-1]["metrics"] if records else {},
+            run_id=record["run_id"],
+            seconds=ended.seconds,
+            metrics=record["metrics"],
         )
-    reason = str((records[-1].get("error") if records else "") or state.message or state.name)
     return Outcome(
-        **common, state="stopped" if state.is_cancelled() else "failed", reason=reason, run_id=run_id, metrics={}
+        **common,
+        state="stopped" if ended.state == "Cancelled" else "failed",
+        reason=str(record.get("error") or ended.message),
+        run_id=record["run_id"],
+        metrics={},
     )
 
 

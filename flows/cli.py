@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -491,12 +491,16 @@ def command() -> None:
     code = 1
 
     def leave() -> None:
+        lost = 0
         for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError):  # whoever read it has gone
-                stream.flush()
-        os._exit(code)
+            try:
+                if stream is not None:
+                    stream.flush()
+            except OSError as error:  # a full disk costs output; a reader that has gone wants no more
+                lost = 0 if isinstance(error, BrokenPipeError) else 120  # as Python itself would end
+        os._exit(code or lost)
 
-    atexit.register(leave)  # the first to be registered is the last to be called
+    atexit.register(leave)  # called after all that is registered later
     try:
         main()
     except SystemExit as error:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from flows.environment import read_serving
-from flows.serving import MLFLOW_SECRETS, POOL, PREFECT_SECRET, ask, has_mlflow_secrets, num_workers
+from flows.serving import BATCH_POOL, MLFLOW_SECRETS, POOL, PREFECT_SECRET, ask, has_mlflow_secrets, num_workers
 from redream.config import PRESETS
 from redream.weights import MINI_WEIGHTS, weights_path
 
@@ -180,30 +180,34 @@ def _check_prefect(api: str) -> list[Finding]:
     if not api:
         return []
     secret = os.environ.get("PREFECT_API_AUTH_STRING") or os.environ.get(PREFECT_SECRET, "")
-    status, pool = ask(f"{api}/work_pools/{POOL}", secret)
-    if status == 404:
-        remedy = "redream serve, or python -m flows.keeper, creates it"
-        return [
-            Finding(name="Prefect", state="ok", found=api),
-            Finding(name="work pool", state="missing", found=f"no pool {POOL!r}", remedy=remedy),
-        ]
+    status, _ = ask(f"{api}/health", secret)
     if status != 200:
         return [_silent("Prefect", api, status, "PREFECT_API_URL", "PREFECT_API_AUTH_STRING=NAME:PASSWORD")]
+    pools = [*_check_pool(api, secret, POOL, limit=1), *_check_pool(api, secret, BATCH_POOL, limit=8)]
+    return [Finding(name="Prefect", state="ok", found=api), *pools]
+
+
+def _check_pool(api: str, secret: str, name: str, limit: int) -> list[Finding]:
+    status, pool = ask(f"{api}/work_pools/{name}", secret)
+    if status in (401, 403):
+        return [_silent("Prefect", api, status, "PREFECT_API_URL", "PREFECT_API_AUTH_STRING=NAME:PASSWORD")]
+    if status != 200:
+        remedy = "redream serve, or python -m flows.keeper, creates it"
+        return [Finding(name=f"work pool {name}", state="missing", found="there is none", remedy=remedy)]
     is_paused = bool(pool["is_paused"])
-    workers = num_workers(api, secret)
+    workers = num_workers(api, secret, name)
     return [
-        Finding(name="Prefect", state="ok", found=api),
         Finding(
-            name="work pool",
+            name=f"work pool {name}",
             state="optional" if is_paused else "ok",
-            found=f"{POOL}, {'paused' if is_paused else 'taking runs'}",
-            remedy=f"prefect work-pool resume {POOL}" if is_paused else "",
+            found="paused" if is_paused else "taking runs",
+            remedy=f"prefect work-pool resume {name}" if is_paused else "",
         ),
         Finding(
-            name="worker",
+            name=f"workers of {name}",
             state="ok" if workers else "missing",
             found=f"{workers} alive",
-            remedy="" if workers else f"python -m flows.worker --pool {POOL} --limit 1",
+            remedy="" if workers else f"python -m flows.worker --pool {name} --limit {limit}",
         ),
     ]
 

@@ -81,6 +81,10 @@ def read_serving(out: Path) -> dict[str, str] | None:
 def starting_services(out: Path) -> Iterator[None]:
     """Start Prefect's own server, if one is needed, while the body imports a flow and MLflow opens its database."""
     wait = None if _has_server() else start_own_server()
+    if wait is not None and "prefect.context" in sys.modules:  # it has read its settings before the server's address
+        from prefect.context import refresh_global_settings_context
+
+        refresh_global_settings_context()
     yield
     from tasks.tracking import default_tracking_uri, open_tracking
 
@@ -90,10 +94,12 @@ def starting_services(out: Path) -> Iterator[None]:
 
 
 def _has_server() -> bool:
-    """Tell whether the user has a server, by the environment or by a Prefect profile that it names."""
+    """Tell whether the user has a server: by the environment, a Prefect profile that it names, a file of settings."""
     if "PREFECT_API_URL" in os.environ:
         return True
-    if "PREFECT_PROFILE" not in os.environ and not (Path(os.environ["PREFECT_HOME"]) / "profiles.toml").is_file():
+    profiles = Path(os.environ["PREFECT_HOME"], "profiles.toml") if "PREFECT_HOME" in os.environ else None
+    named = "PREFECT_PROFILE" in os.environ or (profiles is not None and profiles.is_file())
+    if not named and not any(Path(name).is_file() for name in ("prefect.toml", ".env")):
         return False
     ask = "from prefect.settings import PREFECT_API_URL; print(PREFECT_API_URL.value() or '')"  # takes two seconds
     return bool(subprocess.run([sys.executable, "-c", ask], check=True, capture_output=True).stdout.strip())

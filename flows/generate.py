@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from prefect import flow
+from prefect.futures import wait
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.build_index import find_index
@@ -81,6 +82,7 @@ def make(run: Run, request: Request) -> Made:
     particles = distill.submit(run, views, warm, adapter, config).result()
     exporting = export.submit(run, particles, found, fronts, config, CONCURRENT_STAGES)
     evaluating = evaluate.submit(run, particles, config, CONCURRENT_STAGES)
+    wait([exporting, evaluating])  # where one fails, the record is closed only after the other has ended
     outputs = Outputs(
         particles=particles,
         report=evaluating.result(),

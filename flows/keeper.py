@@ -21,11 +21,13 @@ import subprocess
 import sys
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.environment import QUIET
 from flows.serving import BATCH_POOL, POOL
+from flows.worker import STOPPED
 
 if TYPE_CHECKING:
     from prefect.automations import Automation
@@ -155,8 +157,9 @@ async def reconcile(client: PrefectClient, max_resumes: int, now: datetime) -> l
     crashed = [run for run in await _runs_in(client, "CRASHED", now) if _age(run, now) >= RESUME_DELAY]
     await _end_tasks(client, crashed)
     for run in crashed:
-        states = await client.read_flow_run_states(run.id)
-        num_resumed = sum(state.name == RESUMED for state in states)
+        states = sorted(await client.read_flow_run_states(run.id), key=lambda state: state.timestamp)
+        after_crash = (later for before, later in pairwise(states) if before.message != STOPPED)
+        num_resumed = sum(state.name == RESUMED for state in after_crash)  # a worker that is stopped is no crash
         if num_resumed < max_resumes:
             attempt = f"attempt {num_resumed + 1} of {max_resumes} after a crash"
             await _set_state(client, run, "SCHEDULED", RESUMED, attempt)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 from pydantic import Field, StringConstraints
 
 from flows.plan import NEEDS
-from flows.request import MAX_PROMPT_CHARS
+from flows.request import MAX_ASSETS, MAX_PROMPT_CHARS
 from redream.config import PRESETS, Method, RunConfig
 
 PresetName = Annotated[str, Field(json_schema_extra={"enum": [*PRESETS]})]
@@ -31,7 +31,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Seeds = Annotated[list[Seed], Field(min_length=1, max_length=1000)]
 Processes = Annotated[int, Field(ge=0, le=1000)]
 Place = Annotated[str, StringConstraints(max_length=4096, pattern=r"^[^\x00-\x1f]*$")]
-Assets = Annotated[list[Annotated[Place, StringConstraints(min_length=1)]], Field(max_length=20)]
+Assets = Annotated[list[Annotated[Place, StringConstraints(min_length=1)]], Field(max_length=MAX_ASSETS)]
 SETTING_NAMES = sorted(  # the method has a parameter of its own
     {f"{section}.{setting.name}" for section, config in get_type_hints(RunConfig).items() for setting in fields(config)}
     - {"distill.method"}

@@ -23,6 +23,7 @@ from redream.weights import weights_digest, weights_path
 DEFAULT_OUT = os.environ.get("REDREAM_OUT") or "redream-out"
 RUNNERS = ("local", "dask", "ray")
 MAX_PROMPT_CHARS = 1000
+MAX_ASSETS = 20
 MESH_SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl")
 
 
@@ -70,6 +71,8 @@ def checked_request(
         raise ValueError(f"--seed is {seed}; it must be within [0, 2^63)")
     if assets and index:
         raise ValueError("--asset and --index exclude each other: with an asset of your own nothing is retrieved")
+    if len(assets) > MAX_ASSETS:
+        raise ValueError(f"{len(assets)} assets are given; at most {MAX_ASSETS} are taken")
     if assets and method != "redream":
         raise ValueError(f"--asset needs --method redream; {method} uses no assets")
     resolved = tuple(str(checked_asset(asset)) for asset in assets)

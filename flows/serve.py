@@ -2,9 +2,8 @@
 
 A Prefect server, an MLflow server, the keeper (pools, deployments, crashed runs: flows/keeper.py) and two workers
 (flows/worker.py: one makes objects, one holds batches that wait for theirs), each a process of its own with a log in
-`<out>/logs`. One that dies is started again. On the first Ctrl-C or SIGTERM the worker lets its runs finish, then
-everything stops; on the second its runs are ended at once, and continue from their last checkpoint after the next
-start.
+`<out>/logs`. One that dies is started again. On the first Ctrl-C or SIGTERM batches end, the other worker lets its runs
+finish, then everything stops; on the second its runs are ended at once. What was ended continues after the next start.
 """
 
 from __future__ import annotations
@@ -220,24 +219,25 @@ def _start_all(supervisor: Supervisor, asked: Serving, say: Callable[[str], None
 
 
 def _drain(supervisor: Supervisor, stops: list[int], say: Callable[[str], None]) -> None:
-    """Let the worker's runs finish; a second signal ends them."""
-    worker = supervisor.processes.get("worker")
-    if worker is None or worker.poll() is not None:
-        return
-    # A batch waits for objects that no worker here will take any more. It is told to end at once, and goes on later.
+    """Let the worker's runs finish; a second signal ends them. Batches end at once: no worker here will make more."""
     batches = supervisor.processes.get("batches")
     for _ in range(2):
         if batches is not None and batches.poll() is None:
             batches.send_signal(signal.SIGTERM)
             time.sleep(TWICE_SECONDS)
-    say("stopping: runs under way may finish; Ctrl-C again ends them, and they continue after the next start")
-    worker.send_signal(signal.SIGTERM)
+    worker = supervisor.processes.get("worker")
+    if worker is not None and worker.poll() is None:
+        say("stopping: runs under way may finish; Ctrl-C again ends them, and they continue after the next start")
+        worker.send_signal(signal.SIGTERM)
     num_sent = 1
-    while worker.poll() is None:
+    while worker is not None and worker.poll() is None:
         if len(stops) > num_sent:
             num_sent = len(stops)
             worker.send_signal(signal.SIGTERM)
         time.sleep(0.1)
+    if batches is not None:
+        with suppress(subprocess.TimeoutExpired):
+            batches.wait(END_SECONDS)
 
 
 def _spawn(command: list[str], environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:

@@ -1,97 +1,134 @@
 """The objects of a deployed batch, each as a run of the deployment `generate`: any free worker of the pool takes one.
 
 So more machines are more workers and nothing else. A run that crashes is scheduled again by `flows/keeper.py`; here it
-counts as crashed only once nobody does. A batch that is itself resumed finds the runs that it asked for before.
+has crashed once nobody did so for a while. A batch that is resumed itself, or retried in Prefect, finds the runs that
+it asked for before.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from httpx import TransportError
+from httpx import HTTPError, HTTPStatusError
 from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas import filters
-from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.runtime import flow_run as this_run
-from prefect.states import Cancelled, Cancelling
+from prefect.states import Cancelled, Cancelling, Scheduled
 
 from flows.request import Request
-from tasks.progress import raise_if_stopped
+from tasks.progress import say
 from tasks.slots import NUM_SLOTS
 
 GENERATE = "generate/generate"
-POLL_SECONDS = 2.0
+TRIED_AGAIN = "Retried"
+OPEN = (StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.PAUSED, StateType.CRASHED)
+POLL_SECONDS, AWAY_SECONDS = 2.0, 10.0
 GIVEN_UP = timedelta(seconds=60)  # the keeper resumes a crashed run after 15
+MAX_PAGES = 100  # of 200 runs to cancel
 RUNS_PER_QUESTION = 100  # the server answers with at most 200
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Over:
+    """How a submitted run ended: its id in Prefect and its state there, a word of Prefect's, with what it says."""
+
+    flow_run_id: str
+    state: str
+    message: str = ""
+    seconds: float = 0.0
 
 
 def run_on_workers(
     requests: Mapping[int, Request], batch_id: str, place: Mapping[str, str], at_a_time: int, gpus: int
-) -> Iterator[tuple[int, FlowRun]]:
-    """Submit a run for each request and yield it with the request's number when it is over.
+) -> Iterator[tuple[int, Over]]:
+    """Submit a run for each request and yield how it ended with the request's number.
 
     Args:
         place: the parameter `out` of the runs, or nothing, where each worker's own holds.
         at_a_time: how many runs may wait for workers or be under way; 0 for all.
-        gpus: trainings at a time on a machine; 0 for one per GPU.
+        gpus: trainings at a time on each worker's machine; 0 for one per GPU.
     """
-    variables = {"env": {NUM_SLOTS: str(gpus)}} if gpus else None
     waiting, under_way = list(requests.items()), dict[UUID, int]()
     with get_client(sync_client=True) as client:
-        deployment = client.read_deployment_by_name(GENERATE)
         while waiting or under_way:
-            raise_if_stopped()
             try:
                 while waiting and (at_a_time == 0 or len(under_way) < at_a_time):
                     number, request = waiting[0]
-                    submitted = client.create_flow_run_from_deployment(
-                        deployment.id,
-                        parameters={**request.parameters(), **place, "batch": batch_id},
-                        tags=[_tag(this_run.id)],
-                        idempotency_key=f"{this_run.id}/{number}",
-                        job_variables=variables,
-                    )
-                    under_way[submitted.id] = number
+                    parameters = {**request.parameters(), **place, "batch": batch_id}
+                    try:
+                        under_way[_submit(client, request, parameters, gpus).id] = number
+                    except HTTPStatusError as error:
+                        if not error.response.is_client_error:
+                            raise
+                        yield number, Over(flow_run_id="", state="Refused", message=error.response.text[:1000])
                     del waiting[0]
-                for run in _read(client, list(under_way)):
-                    if _is_over(run, datetime.now(UTC)):
-                        yield under_way.pop(run.id), run
-            except TransportError:
-                pass  # the server is away for a while; the runs go on
+                for over in _over(client, list(under_way)):
+                    yield under_way.pop(UUID(over.flow_run_id)), over
+            except HTTPError as error:  # the server is away for a while; the runs go on
+                say(f"Prefect does not answer ({type(error).__name__}); the objects go on")
+                time.sleep(AWAY_SECONDS)
             time.sleep(POLL_SECONDS)
 
 
 def cancel_submitted(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Cancel what a cancelled batch has asked for: Prefect calls it."""
+    open_types = filters.FlowRunFilterStateType(any_=[*OPEN])
+    found = filters.FlowRunFilter(
+        tags=filters.FlowRunFilterTags(all_=[_tag(flow_run.id)]), state=filters.FlowRunFilterState(type=open_types)
+    )
     with get_client(sync_client=True) as client:
-        found = filters.FlowRunFilter(tags=filters.FlowRunFilterTags(all_=[_tag(flow_run.id)]))
-        while runs := [run for run in client.read_flow_runs(flow_run_filter=found) if not _is_ending(run)]:
-            for run in runs:
-                has_begun = run.state is not None and (run.state.is_running() or run.state.is_pending())
-                client.set_flow_run_state(run.id, Cancelling() if has_begun else Cancelled(), force=True)
+        for _ in range(MAX_PAGES):
+            for run in client.read_flow_runs(flow_run_filter=found):
+                # The server makes this `Cancelled` at once where nothing has begun. A crashed run would be resumed.
+                is_crashed = run.state is not None and run.state.is_crashed()
+                client.set_flow_run_state(run.id, Cancelled() if is_crashed else Cancelling(), force=is_crashed)
 
 
-def _read(client: SyncPrefectClient, ids: Sequence[UUID]) -> list[FlowRun]:
-    runs: list[FlowRun] = []
+def _submit(client: SyncPrefectClient, request: Request, parameters: dict[str, Any], gpus: int) -> FlowRun:
+    """Ask for a run, or find the one that an earlier attempt of this batch asked for; a failed one is tried again."""
+    identity = hashlib.sha256(json.dumps(request.parameters(), sort_keys=True).encode()).hexdigest()
+    run = client.create_flow_run_from_deployment(
+        client.read_deployment_by_name(GENERATE).id,
+        parameters=parameters,
+        tags=[_tag(this_run.id)],
+        idempotency_key=f"{this_run.id}/{identity}",
+        job_variables={"env": {NUM_SLOTS: str(gpus)}} if gpus else None,
+    )
+    if run.state is not None and run.state.is_final() and not run.state.is_completed():
+        client.set_flow_run_state(run.id, Scheduled(name=TRIED_AGAIN), force=True)
+    return run
+
+
+def _over(client: SyncPrefectClient, ids: Sequence[UUID]) -> Iterator[Over]:
+    """Yield those runs that have ended or been deleted."""
     for start in range(0, len(ids), RUNS_PER_QUESTION):
-        some = filters.FlowRunFilterId(any_=list(ids[start : start + RUNS_PER_QUESTION]))
-        runs += client.read_flow_runs(flow_run_filter=filters.FlowRunFilter(id=some))
-    return runs
+        some = ids[start : start + RUNS_PER_QUESTION]
+        asked = filters.FlowRunFilter(id=filters.FlowRunFilterId(any_=list(some)))
+        found = {run.id: run for run in client.read_flow_runs(flow_run_filter=asked)}
+        for run_id in some:
+            run = found.get(run_id)
+            if run is None:
+                yield Over(flow_run_id=str(run_id), state="Deleted", message="its run in Prefect was deleted")
+            elif run.state is not None and _is_over(run, datetime.now(UTC)):
+                seconds = run.total_run_time.total_seconds()
+                state = run.state.name or ""
+                message = run.state.message or state
+                yield Over(flow_run_id=str(run_id), state=state, message=message, seconds=seconds)
 
 
 def _is_over(run: FlowRun, now: datetime) -> bool:
     if run.state is None or not run.state.is_final():
         return False
     return not run.state.is_crashed() or now - run.state.timestamp > GIVEN_UP
-
-
-def _is_ending(run: FlowRun) -> bool:
-    return run.state is not None and (run.state.is_final() or run.state.is_cancelling())
 
 
 def _tag(batch_run_id: object) -> str:

@@ -64,7 +64,9 @@ def evaluate(run: Run, particles: Output, config: RunConfig, num_concurrent: int
             a_lpips = [ALpips(backbone, device) for backbone in config.evaluation.lpips_backbones]
             judge = PerceptualNet.load(config.evaluation.judge, device) if config.evaluation.judge else None
         reports = []
-        for number, particle in enumerate(load_particles(particles, config.field, device)):
+        with loading:
+            fields = load_particles(particles, config.field, device)
+        for number, particle in enumerate(fields):
             rgb = render_orbit(particle, config, config.evaluation.image_size, "evaluate")
             azimuth_deg, _, _ = camera_angles(_orbit(config, config.evaluation.image_size))
             judged = (judge, azimuth_deg) if judge is not None else None

@@ -67,6 +67,8 @@ def export(
 
     def produce(work: Work) -> dict[str, object]:
         with loading:
+            import redream.assets
+            import redream.render.mesh  # noqa: F401 (for the assets' turntables)
             from redream.export import export_mesh, save_turntable, side_by_side
             from redream.images import save_png
 

@@ -75,6 +75,7 @@ def test_server_that_does_not_answer_is_missing_where_it_was_asked_for(
 def test_doctor_sees_what_serve_runs_in_minutes(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     found = {finding.name: finding for finding in doctor.check_servers(served.out)}
-    assert found.keys() == {"Prefect", "work pool", "worker", "MLflow"}
+    pools = {f"{what} {name}" for what in ("work pool", "workers of") for name in ("local", "batches")}
+    assert found.keys() == {"Prefect", "MLflow", *pools}
     assert all(finding.state == "ok" for finding in found.values())
     assert found["Prefect"].found == served.api

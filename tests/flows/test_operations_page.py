@@ -63,7 +63,7 @@ def test_first_section_leads_from_serve_to_a_run_in_minutes(served: Served, worl
     environment = {**served.environment, **exports(export, {"4200": str(served.port)})}
     out = ["--out", str(served.out)]
     done = subprocess.run([*command(doctor), *out, "--json"], env=environment, capture_output=True, text=True)
-    assert '"worker"' in done.stdout, done.stderr
+    assert "workers of local" in done.stdout, done.stderr
     small = ["--param", "preset=smoke", "--param", f"index={world.index}", "--param", "method=sds"]
     small += ["--params", json.dumps({"settings": world.settings})]
     for line in (run, batch):
