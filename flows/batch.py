@@ -27,6 +27,7 @@ from prefect.artifacts import (
 )
 from prefect.client.orchestration import get_client
 from prefect.runtime import deployment
+from prefect.runtime import flow_run as this_run
 
 from flows.children import Children, Ended, Job
 from flows.members import Defaults, Member, checked_members, read_members
@@ -81,7 +82,13 @@ class BatchFailed(RuntimeError):
         self.result = result
 
 
-@flow(name="batch", flow_run_name="batch of {prompts_file}", on_cancellation=[cancel_submitted])
+def run_name() -> str:
+    """Name the run by its prompts, for Prefect."""
+    asked = this_run.parameters
+    return f"batch of {Path(asked.get('prompts_file') or '').name or str(len(asked.get('prompts') or [])) + ' prompts'}"
+
+
+@flow(name="batch", flow_run_name=run_name, on_cancellation=[cancel_submitted])
 def batch(
     prompts_file: Place = "",
     prompts: Prompts = [],
