@@ -9,7 +9,8 @@ It creates the work pools, the deployments and an automation, and then looks aft
   continues from its last checkpoint. The state `Resumed` in its history counts the attempts.
 - Tasks that a crashed run had under way are marked `Crashed` with it.
 
-It also lets the server refuse parameters that a deployment does not have, which prefect.yaml cannot ask for.
+It also lets the server refuse parameters that a deployment does not have, which prefect.yaml cannot ask for, within
+seconds of each deployment.
 """
 
 from __future__ import annotations
@@ -65,10 +66,10 @@ async def keep(max_resumes: int) -> None:
         await create_pools(client)
         await create_automation()
         deploy()
-        await refuse_unknown_parameters(client)
         print("keeper: the pools and deployments are there", file=sys.stderr, flush=True)
         while True:
             try:
+                await refuse_unknown_parameters(client)  # also after a deployment by hand
                 for line in await reconcile(client, max_resumes, datetime.now(UTC)):
                     print(f"keeper: {line}", file=sys.stderr, flush=True)
             except HTTPError as error:  # the server is away for a while; so are its runs
@@ -107,8 +108,10 @@ async def refuse_unknown_parameters(client: PrefectClient) -> None:
 
     ours = filters.DeploymentFilter(tags=filters.DeploymentFilterTags(all_=[TAG]))
     for deployment in await client.read_deployments(deployment_filter=ours):
-        schema = {**(deployment.parameter_openapi_schema or {}), "additionalProperties": False}
-        await client.update_deployment(deployment.id, DeploymentUpdate(parameter_openapi_schema=schema))
+        schema = deployment.parameter_openapi_schema or {}
+        if schema.get("additionalProperties") is not False:
+            closed = DeploymentUpdate(parameter_openapi_schema={**schema, "additionalProperties": False})
+            await client.update_deployment(deployment.id, closed)
 
 
 async def create_automation() -> None:

@@ -6,6 +6,7 @@ import importlib
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from prefect.utilities.callables import parameter_schema
 from flows.parameters import SETTING_NAMES
 from flows.serving import ask
 from redream.config import PRESETS, RunConfig, flatten, with_overrides
-from tests.flows.services import Served
+from tests.flows.services import Served, wait_until
 
 ROOT = Path(__file__).parents[2]
 DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
@@ -75,6 +76,12 @@ def test_fresh_clone_deploys_all_in_minutes(served: Served, tmp_path: Path) -> N
         assert there["work_pool_name"] == deployment["work_pool"]["name"]
         limit = (there["global_concurrency_limit"] or {}).get("limit")
         assert limit == deployment.get("concurrency_limit", {}).get("limit")
+        wait_until(partial(is_closed, served, there["id"]), 60)  # the keeper's doing, against unknown parameters
+
+
+def is_closed(served: Served, deployment_id: str) -> bool:
+    schema = ask(f"{served.api}/deployments/{deployment_id}")[1]["parameter_openapi_schema"]
+    return schema.get("additionalProperties") is False
 
 
 @pytest.mark.parametrize(
