@@ -20,23 +20,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.faults.ground import free_port, own_environment, wait_until
+from benchmarks.methods_miniature import prompts
 from flows.serving import POOL, ask, num_workers
-from redream.mini.catalog import CATEGORIES, catalog_pairs
 from tasks.gallery import TRAININGS
 from tasks.records import list_runs
 
 NUM_PROMPTS = 8
 WORKERS = (1, 2)
 HOUR = 3600.0
-
-
-def prompts() -> list[str]:
-    pairs = [pair for pair in catalog_pairs()[1] if CATEGORIES[pair[0]].has_front]
-    chosen = np.random.default_rng(8).permutation(len(pairs))[:NUM_PROMPTS]
-    return [f"{'an' if pairs[i][1][0] in 'aeiou' else 'a'} {pairs[i][1]} {pairs[i][0]}" for i in chosen]
 
 
 def main() -> None:
@@ -80,7 +72,7 @@ def measure(out: Path, workers: int, preset: str) -> dict[str, Any]:
             processes.append(subprocess.Popen(worker, env={**environment, **addresses}))
         wait_until(lambda: num_workers(api) == workers)
         _, deployment = ask(f"{api}/deployments/name/batch/batch")
-        parameters = {"prompts": prompts(), "preset": preset, "out": str(out)}
+        parameters = {"prompts": prompts(NUM_PROMPTS, seed=8), "preset": preset, "out": str(out)}
         run = ask(f"{api}/deployments/{deployment['id']}/create_flow_run", content={"parameters": parameters})[1]
         wait_until(lambda: _state(api, run["id"]) in ("Completed", "Failed", "Crashed"), HOUR)
         if (state := _state(api, run["id"])) != "Completed":

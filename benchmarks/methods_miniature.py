@@ -41,10 +41,10 @@ GAP = 16  # pixels between pictures
 SHEET_COLUMNS = 6  # of the evaluation's sheet of twelve views
 
 
-def prompts() -> list[str]:
+def prompts(number: int = NUM_PROMPTS, seed: int = 6) -> list[str]:
     """Draw prompts of things with a front that are not in the catalog."""
     pairs = [pair for pair in catalog_pairs()[1] if CATEGORIES[pair[0]].has_front]
-    chosen = np.random.default_rng(6).permutation(len(pairs))[:NUM_PROMPTS]
+    chosen = np.random.default_rng(seed).permutation(len(pairs))[:number]
     return [f"{'an' if pairs[i][1][0] in 'aeiou' else 'a'} {pairs[i][1]} {pairs[i][0]}" for i in chosen]
 
 
