@@ -2,9 +2,9 @@
 
 Makes seeded unit vectors (topics, clusters within them, a falling spectrum, captions and renders on two sides of a
 modality gap) and asks with captions and with prompts from inside the gap. Each method runs in a process of its own,
-builds on all cores that it may use, answers one query at a time in one thread, and its figures are saved when it is
-done, so that a run can be continued. Needs `uv sync --group bench`. Run as
-`OPENBLAS_NUM_THREADS=1 python -m benchmarks.retrieval --work DIR [--num 800000] [--methods ours,faiss-sq8]`.
+builds on all cores that it may use, answers one query at a time, with as many of them as it can, and its figures are
+saved when it is done, so that a run can be continued. Needs `uv sync --group bench`. Run as
+`python -m benchmarks.retrieval --work DIR [--num 800000] [--methods ours,faiss-sq8]`.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ import numpy as np
 from numpy.lib.format import open_memmap
 
 DIM, NUM_QUERIES, NUM_NEIGHBORS = 768, 100, 100
-GRAPH_ROWS = 100_000  # graphs are built over so many rows only, for the time it takes
 SHARD_ROWS = 2048
-NUM_THREADS = len(os.sched_getaffinity(0))  # of builds
+NUM_THREADS = len(os.sched_getaffinity(0))
 GAP = 0.7  # how far prompts lie on the way from captions to renders
 
-Search = Callable[[np.ndarray], np.ndarray]
+Search = Callable[[np.ndarray], Any]  # from a query to the rows found
+Found = Iterator[tuple[str, Search]]
 
 
 def make_vectors(work: Path, num: int) -> None:
@@ -72,10 +72,10 @@ def exact_neighbors(vectors: np.ndarray, queries: np.ndarray) -> np.ndarray:
     return np.argpartition(-best, NUM_NEIGHBORS, axis=1)[:, :NUM_NEIGHBORS]
 
 
-# ---- methods: each yields, after building, (name, rows, search), and notes what building and opening took ------------
+# ---- methods: each yields, after building, (name, search), and notes what building and opening took ------------
 
 
-def ours(work: Path, figures: dict[str, Any]) -> Iterator[tuple[str, int, Search]]:
+def ours(work: Path, figures: dict[str, Any]) -> Found:
     """The project's own path: shards on disk, assembled to an index, opened, asked."""
     import shutil
 
@@ -142,7 +142,7 @@ def ours(work: Path, figures: dict[str, Any]) -> Iterator[tuple[str, int, Search
     figures["disk_mb"] = sum(text_files) / 1e6
     figures["disk_all_mb"] = manifest.num_bytes / 1e6
     figures["backend"] = index.backend
-    yield "ours: ScaNN codes, float16 again", num, lambda query: index.recall(query, NUM_NEIGHBORS)[0]
+    yield "ours: ScaNN codes, float16 again", lambda query: index.recall(query, NUM_NEIGHBORS)[0]
     figures["image_stage"] = image_stage(index, image, queries)
 
 
@@ -164,42 +164,41 @@ def image_stage(index: Any, image: np.ndarray, queries: np.ndarray) -> dict[str,
     }
 
 
-def blas(work: Path, figures: dict[str, Any]) -> Iterator[tuple[str, int, Search]]:
+def blas(work: Path, figures: dict[str, Any]) -> Found:
     vectors, figures["open_s"] = _loaded(work)
     figures.update(build_s=0.0, disk_mb=vectors.nbytes / 1e6, memory_mb=anonymous_mb())
-    yield "exact (BLAS, float32)", len(vectors), lambda query: np.argpartition(-(vectors @ query), 100)[:100]
+    yield "exact (BLAS, float32)", lambda query: np.argpartition(-(vectors @ query), 100)[:100]
 
 
-def faiss_sq8(work: Path, figures: dict[str, Any]) -> Iterator[tuple[str, int, Search]]:
-    yield from _faiss(work, figures, "SQ8", "FAISS SQ8", [("", lambda index: None)], 0)
+def faiss_sq8(work: Path, figures: dict[str, Any]) -> Found:
+    yield from _faiss(work, figures, "SQ8", "FAISS SQ8", [("", lambda index: None)])
 
 
-def faiss_ivf_pq(work: Path, figures: dict[str, Any]) -> Iterator[tuple[str, int, Search]]:
+def faiss_ivf_pq(work: Path, figures: dict[str, Any]) -> Found:
     def probe(num: int) -> Callable[[Any], None]:
         return lambda index: _set_probes(index, num)
 
     settings = [(f" nprobe {num}", probe(num)) for num in (16, 64, 256)]
-    yield from _faiss(work, figures, "IVF1024,PQ192x4fs,Refine(SQfp16)", "FAISS IVF-PQ + SQfp16", settings, 0)
+    yield from _faiss(work, figures, "IVF1024,PQ192x4fs,Refine(SQfp16)", "FAISS IVF-PQ + SQfp16", settings)
 
 
-def faiss_hnsw(work: Path, figures: dict[str, Any]) -> Iterator[tuple[str, int, Search]]:
+def faiss_hnsw(work: Path, figures: dict[str, Any]) -> Found:
     def effort(num: int) -> Callable[[Any], None]:
         return lambda index: setattr(index.hnsw, "efSearch", num)
 
     settings = [(f" ef {num}", effort(num)) for num in (128, 256, 512)]
-    yield from _faiss(work, figures, "HNSW32", "FAISS HNSW32", settings, GRAPH_ROWS)
+    yield from _faiss(work, figures, "HNSW32", "FAISS HNSW32", settings)
 
 
-def usearch(work: Path, figures: dict[str, Any]) -> Iterator[tuple[str, int, Search]]:
+def usearch(work: Path, figures: dict[str, Any]) -> Found:
     from usearch.index import Index
 
-    vectors, _ = _loaded(work, GRAPH_ROWS)
+    vectors, _ = _loaded(work)
     path = work / "usearch.index"
     index = Index(ndim=DIM, metric="ip", dtype="f16", connectivity=32, expansion_add=128)
     figures["build_s"] = _timed(lambda: index.add(np.arange(len(vectors)), vectors, threads=NUM_THREADS))
     index.save(path)
     figures["disk_mb"] = path.stat().st_size / 1e6
-    num = len(vectors)
     del vectors, index
     before = anonymous_mb()
     opened = Index(ndim=DIM, metric="ip", dtype="f16", connectivity=32)
@@ -207,16 +206,16 @@ def usearch(work: Path, figures: dict[str, Any]) -> Iterator[tuple[str, int, Sea
     figures["memory_mb"] = anonymous_mb() - before
     for effort in (128, 256, 512):
         opened.expansion_search = effort
-        yield f"USearch f16 ef {effort}", num, lambda query: opened.search(query, NUM_NEIGHBORS, threads=1).keys
+        yield f"USearch f16 ef {effort}", lambda query: opened.search(query, NUM_NEIGHBORS, threads=1).keys
 
 
-def hnswlib(work: Path, figures: dict[str, Any]) -> Iterator[tuple[str, int, Search]]:
+def hnswlib(work: Path, figures: dict[str, Any]) -> Found:
     import hnswlib as library
 
-    vectors, _ = _loaded(work, GRAPH_ROWS)
-    num, path = len(vectors), work / "hnswlib.index"
+    vectors, _ = _loaded(work)
+    path = work / "hnswlib.index"
     index = library.Index("ip", DIM)
-    index.init_index(num, M=32, ef_construction=100)
+    index.init_index(len(vectors), M=32, ef_construction=100)
     figures["build_s"] = _timed(lambda: index.add_items(vectors, num_threads=NUM_THREADS))
     index.save_index(str(path))
     figures["disk_mb"] = path.stat().st_size / 1e6
@@ -227,14 +226,14 @@ def hnswlib(work: Path, figures: dict[str, Any]) -> Iterator[tuple[str, int, Sea
     figures["memory_mb"] = anonymous_mb() - before
     for effort in (128, 256, 512):
         opened.set_ef(effort)
-        yield f"hnswlib M32 ef {effort}", num, lambda query: opened.knn_query(query, NUM_NEIGHBORS, 1)[0][0]
+        yield f"hnswlib M32 ef {effort}", lambda query: opened.knn_query(query, NUM_NEIGHBORS, 1)[0][0]
 
 
-def scann_int8(work: Path, figures: dict[str, Any]) -> Iterator[tuple[str, int, Search]]:
+def scann_int8(work: Path, figures: dict[str, Any]) -> Found:
     yield from _scann(work, figures, "ScaNN brute force int8", lambda builder: builder.score_brute_force(True), 0)
 
 
-def scann_reorder(work: Path, figures: dict[str, Any]) -> Iterator[tuple[str, int, Search]]:
+def scann_reorder(work: Path, figures: dict[str, Any]) -> Found:
     def configure(builder: Any) -> Any:
         hashed = builder.score_ah(2, anisotropic_quantization_threshold=0.2, training_sample_size=20_000)
         return hashed.reorder(500)
@@ -255,15 +254,13 @@ METHODS = {
 }
 
 
-def _faiss(
-    work: Path, figures: dict[str, Any], factory: str, name: str, settings: list[tuple[str, Any]], max_rows: int
-) -> Iterator[tuple[str, int, Search]]:
+def _faiss(work: Path, figures: dict[str, Any], factory: str, name: str, settings: list[tuple[str, Any]]) -> Found:
     import faiss
 
     faiss.omp_set_num_threads(NUM_THREADS)
-    vectors, _ = _loaded(work, max_rows)
+    vectors, _ = _loaded(work)
     num, path = len(vectors), work / f"{name.split()[1]}.faiss"
-    index = faiss.index_factory(DIM, factory, faiss.METRIC_INNER_PRODUCT)
+    index: Any = faiss.index_factory(DIM, factory, faiss.METRIC_INNER_PRODUCT)
     if name.startswith("FAISS HNSW"):
         index.hnsw.efConstruction = 100
 
@@ -277,13 +274,12 @@ def _faiss(
     del vectors, index
     before = anonymous_mb()
     started = time.perf_counter()
-    faiss.omp_set_num_threads(1)
     opened = faiss.read_index(str(path))
     figures["open_s"] = time.perf_counter() - started
     figures["memory_mb"] = anonymous_mb() - before
     for label, configure in settings:
         configure(opened)
-        yield name + label, num, lambda query: opened.search(query[None], NUM_NEIGHBORS)[1][0]
+        yield name + label, lambda query: opened.search(query[None], NUM_NEIGHBORS)[1][0]
     path.unlink()
 
 
@@ -294,13 +290,11 @@ def _set_probes(index: Any, num: int) -> None:
     index.k_factor = 4.0
 
 
-def _scann(
-    work: Path, figures: dict[str, Any], name: str, configure: Callable[[Any], Any], num_reorder: int
-) -> Iterator[tuple[str, int, Search]]:
+def _scann(work: Path, figures: dict[str, Any], name: str, configure: Callable[[Any], Any], num_reorder: int) -> Found:
     from scann.scann_ops.py import scann_ops_pybind
 
     vectors, _ = _loaded(work)
-    num, folder = len(vectors), work / name.replace(" ", "-")
+    folder = work / name.replace(" ", "-")
     folder.mkdir(exist_ok=True)
     started = time.perf_counter()
     searcher = configure(scann_ops_pybind.builder(vectors, NUM_NEIGHBORS, "dot_product")).build()
@@ -313,13 +307,13 @@ def _scann(
     opened = scann_ops_pybind.load_searcher(str(folder))
     figures["open_s"] = time.perf_counter() - started
     figures["memory_mb"] = anonymous_mb() - before
-    yield name, num, lambda query: opened.search(query, NUM_NEIGHBORS, num_reorder or -1)[0]
+    yield name, lambda query: opened.search(query, NUM_NEIGHBORS, num_reorder or -1)[0]
 
 
-def _loaded(work: Path, max_rows: int = 0) -> tuple[np.ndarray, float]:
+def _loaded(work: Path) -> tuple[np.ndarray, float]:
     started = time.perf_counter()
     vectors = np.load(work / "text.npy", mmap_mode="r")
-    return np.array(vectors[: max_rows or None]), time.perf_counter() - started
+    return np.array(vectors), time.perf_counter() - started
 
 
 def _timed(call: Callable[[], object]) -> float:
@@ -364,16 +358,15 @@ def _status_mb(field: str) -> float:
 
 def measure(name: str, work: Path) -> list[dict[str, Any]]:
     """Run one method and return a row for each of its search settings."""
-    queries = np.load(work / "queries.npy")
-    truth = {int(path.stem.split("_")[1]): np.load(path) for path in work.glob("exact_*.npy")}
+    queries, truth = np.load(work / "queries.npy"), np.load(work / "exact.npy")
     figures: dict[str, Any] = {}
     rows = []
-    for label, num, search in METHODS[name](work, figures):
-        row: dict[str, Any] = {"method": label, "rows": num}
+    for label, search in METHODS[name](work, figures):
+        row: dict[str, Any] = {"method": label}
         search(queries[0, 0])
         for kind, kind_name in enumerate(("captions", "prompts")):
             times, shares = [], []
-            for query, exact in zip(queries[kind], truth[num][kind], strict=True):
+            for query, exact in zip(queries[kind], truth[kind], strict=True):
                 started, cpu = time.perf_counter(), time.process_time()
                 found = search(query)
                 times.append((time.perf_counter() - started, time.process_time() - cpu))
@@ -386,25 +379,25 @@ def measure(name: str, work: Path) -> list[dict[str, Any]]:
     return [{**row, **figures} for row in rows]
 
 
-def report(results: list[dict[str, Any]]) -> str:
-    columns = "rows | recall@100 captions | prompts | ms/query wall | CPU | build s | open s | memory | disk"
-    lines = [f"| method | {columns} |", "|---" * 10 + "|"]
+def report(results: list[dict[str, Any]], num: int) -> str:
+    columns = "recall@100 captions | prompts | ms/query wall | CPU | build s | open s | memory | disk"
+    lines = [f"| method | {columns} |", "|---" * 9 + "|"]
+    float32_mb = num * DIM * 4 / 1e6
     for row in results:
-        float32_mb = row["rows"] * DIM * 4 / 1e6
         lines += [
-            f"| {row['method']} | {row['rows']:,} | {row['recall_captions']:.4f} | {row['recall_prompts']:.4f} "
+            f"| {row['method']} | {row['recall_captions']:.4f} | {row['recall_prompts']:.4f} "
             f"| {row['ms_prompts']:.1f} | {row['cpu_ms_prompts']:.1f} | {row['build_s']:.0f} | {row['open_s']:.2f} "
             f"| {row['memory_mb'] * 2**20 / 1e6 / float32_mb:.2f} | {row['disk_mb'] / float32_mb:.2f} |"
         ]
     lines += ["", "Memory and disk are multiples of the float32 vectors."]
     for row in results:
         if "image_stage" in row:
-            stage, all_mb = row["image_stage"], 2 * row["rows"] * DIM * 4 / 1e6
+            stage = row["image_stage"]
             lines += [
                 f"Image stage of ours: recall@100 {stage['recall']:.4f}, {stage['ms']:.1f} ms for 1,000 rows; whole "
                 f"search {stage['search_ms']:.1f} ms. Whole index on disk: {row['disk_all_mb']:,.0f} MB, "
-                f"{row['disk_all_mb'] / all_mb:.2f} of the float32 vectors of both stages. Mapped pages after one "
-                f"search: {row['mapped_mb']:,.0f} MiB. Peak of the build: {row['build_peak_mb']:,.0f} MiB."
+                f"{row['disk_all_mb'] / (2 * float32_mb):.2f} of the float32 vectors of both stages. Mapped pages "
+                f"after one search: {row['mapped_mb']:,.0f} MiB. Peak of the build: {row['build_peak_mb']:,.0f} MiB."
             ]
     return "\n".join(lines)
 
@@ -417,9 +410,8 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(8, 5))
     for row in results:
-        marker = "o" if row["rows"] > GRAPH_ROWS else "x"
-        axes.plot(row["cpu_ms_prompts"], row["recall_prompts"], marker, label=f"{row['method']} ({row['rows']:,})")
-    axes.set(xscale="log", xlabel="CPU milliseconds per query", ylabel="recall@100 against exact search, prompts")
+        axes.plot(row["ms_prompts"], row["recall_prompts"], "o", label=row["method"])
+    axes.set(xscale="log", xlabel="milliseconds per query", ylabel="recall@100 against exact search, prompts")
     axes.axhline(0.99, color="grey", linewidth=0.5)
     axes.axvline(20, color="grey", linewidth=0.5)
     axes.legend(fontsize=7)
@@ -443,9 +435,8 @@ def main() -> None:
     if not (work / "text.npy").is_file():
         make_vectors(work, arguments.num)
     queries, vectors = np.load(work / "queries.npy"), np.load(work / "text.npy", mmap_mode="r")
-    for num in {len(vectors), min(GRAPH_ROWS, len(vectors))}:
-        if not (work / f"exact_{num}.npy").is_file():
-            np.save(work / f"exact_{num}.npy", np.stack([exact_neighbors(vectors[:num], kind) for kind in queries]))
+    if not (work / "exact.npy").is_file():
+        np.save(work / "exact.npy", np.stack([exact_neighbors(vectors, kind) for kind in queries]))
     for name in arguments.methods.split(","):
         if not (work / f"result_{name}.json").is_file():
             print(f"{name} …", flush=True)
@@ -455,9 +446,9 @@ def main() -> None:
     paths = [work / f"result_{name}.json" for name in METHODS]
     results = [row for path in paths if path.is_file() for row in json.loads(path.read_text())]
     (work / "results.json").write_text(json.dumps(results, indent=1))
-    (work / "results.md").write_text(report(results) + "\n")
+    (work / "results.md").write_text(report(results, len(vectors)) + "\n")
     plot(results, work / "recall_against_time.png")
-    print(report(results))
+    print(report(results, len(vectors)))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def measure(index: AssetIndex, prompts: list[dict[str, str]]) -> dict[str, Any]:
         if not expected:
             continue
         found = [n.asset.asset_id for n in index.search(prompt["prompt"], len(known), len(known)).neighbors]
-        by_text = index.recall(index._clip.embed_text([prompt["prompt"]])[0].cpu().numpy(), 1)[0][0]
+        by_text = index.recall(index._clip.embed_prompt(prompt["prompt"]), 1)[0][0]
         rank = min(found.index(uid) for uid in expected) + 1
         text_first = index.assets[int(by_text)].asset_id in expected
         rows.append({"prompt": prompt["prompt"], "rank": rank, "text_first": text_first, "num": len(expected)})

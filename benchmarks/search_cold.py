@@ -76,31 +76,21 @@ def print_parts(index_dir: Path, clip_folder: Path) -> None:
         print(f"  {now - started:6.2f} s, {core_now - core_started:6.2f} core-seconds: {part}", flush=True)
         started, core_started = now, core_now
 
-    import torch  # noqa: F401
-
-    say("import of torch")
-    import open_clip  # noqa: F401
-
-    say("import of open_clip")
     import flows.cli  # noqa: F401
-
-    say("import of the command")
     import tasks.searching  # noqa: F401
 
-    say("import of the task")
-    from redream.clip import Clip
+    say("import of the command")
     from redream.retrieval import AssetIndex
-    from redream.weights import weights_digest
+    from redream.text_tower import open_text_tower
 
     say("import of retrieval")
-    weights_digest(str(clip_folder))
-    say("hash of the weights, by which the index's CLIP is told from another")
-    clip = Clip(str(clip_folder))
-    say("CLIP made and loaded")
-    query = clip.embed_text([PROMPT])[0].numpy()
-    say("tokeniser and text tower")
+    clip = open_text_tower(str(clip_folder))
+    assert clip is not None
+    say("tokeniser made, weights mapped; a thread begins to hash them, by which the index's CLIP is told from another")
     index = AssetIndex.open(index_dir, clip)
-    say("index opened")
+    say("index opened, the hash waited for")
+    query = clip.embed_prompt(PROMPT)
+    say("text tower")
     index.nearest(query, 100, 3)
     say("search")
 

@@ -70,7 +70,7 @@ def make(run: Run, request: Request) -> Made:
     found = fronts = views = warm = adapter = None
     if request.method == "redream":
         if request.assets:
-            found = take_assets.submit(run, list(request.assets), config.mesh).result()
+            found = take_assets.submit(run, list(request.assets), config.mesh, config.retrieval.up_axis).result()
         else:
             index_place = find_index(run, request.index, config.retrieval)
             found = retrieve.submit(run, index_place, config.retrieval, config.download, config.mesh).result()

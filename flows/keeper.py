@@ -8,6 +8,7 @@ It creates the work pools, the deployments and an automation, and then looks aft
 - A crashed run is scheduled again, at most `--max-resumes` times; its finished stages are in the store, and it
   continues from its last checkpoint. The state `Resumed` in its history counts the attempts.
 - Tasks that a crashed run had under way are marked `Crashed` with it.
+- Objects of a batch that was cancelled while it had no process, between two attempts, are cancelled as well.
 
 It also lets the server refuse parameters that a deployment does not have, which prefect.yaml cannot ask for, within
 seconds of each deployment.
@@ -20,6 +21,7 @@ import asyncio
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -43,6 +45,7 @@ SILENT = "No sign of life: its process or its machine died."
 SILENCE = timedelta(seconds=120)  # four heartbeats; less marks healthy runs
 START = timedelta(seconds=300)  # for a worker to start the process of a run, on a busy machine as well
 RESUME_DELAY = timedelta(seconds=15)  # a worker that learns of the death meanwhile frees the run's place
+JUST_CANCELLED = timedelta(seconds=60)  # after that, an object of a cancelled batch has been tried again by somebody
 RESUME_WITHIN = timedelta(days=1)  # what crashed before is nobody's business any more
 LOOK_EVERY_SECONDS = 5.0
 
@@ -157,6 +160,11 @@ async def reconcile(client: PrefectClient, max_resumes: int, now: datetime) -> l
         if _age(run, now) >= START:
             await _set_state(client, run, "CRASHED", "Crashed", "No worker started it.")
             done.append(f"{run.name}: no worker started it")
+    for run in await _runs_in(client, "CANCELLED", now, [BATCH_POOL]):
+        if _age(run, now) < JUST_CANCELLED:
+            from flows.submitted import cancel_objects
+
+            await asyncio.to_thread(cancel_objects, run.id)
     crashed = [run for run in await _runs_in(client, "CRASHED", now) if _age(run, now) >= RESUME_DELAY]
     await _end_tasks(client, crashed)
     for run in crashed:
@@ -184,7 +192,9 @@ async def _end_tasks(client: PrefectClient, crashed: list[FlowRun]) -> None:
         await client.set_task_run_state(task.id, Crashed(message="Its run crashed."), force=True)
 
 
-async def _runs_in(client: PrefectClient, state: str, now: datetime) -> list[FlowRun]:
+async def _runs_in(
+    client: PrefectClient, state: str, now: datetime, pools: Sequence[str] = (POOL, BATCH_POOL)
+) -> list[FlowRun]:
     """Return the deployed runs in a state, of those that began to be in it lately."""
     from prefect.client.schemas import filters
 
@@ -192,7 +202,7 @@ async def _runs_in(client: PrefectClient, state: str, now: datetime) -> list[Flo
         deployment_id=filters.FlowRunFilterDeploymentId(is_null_=False),
         state=filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=[state])),  # pyright: ignore
     )
-    pool = filters.WorkPoolFilter(name=filters.WorkPoolFilterName(any_=[POOL, BATCH_POOL]))
+    pool = filters.WorkPoolFilter(name=filters.WorkPoolFilterName(any_=list(pools)))
     runs = await client.read_flow_runs(flow_run_filter=found, work_pool_filter=pool)
     return [run for run in runs if _age(run, now) < RESUME_WITHIN]
 

@@ -76,14 +76,19 @@ def run_on_workers(
             except HTTPError as error:  # the server is away for a while; the runs go on
                 say(f"Prefect does not answer ({type(error).__name__}); the objects go on")
                 time.sleep(AWAY_SECONDS)
-            time.sleep(POLL_SECONDS)
+            time.sleep(POLL_SECONDS * (1 + len(under_way) // RUNS_PER_QUESTION))  # a question each time, however many
 
 
 def cancel_submitted(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Cancel what a cancelled batch has asked for: Prefect calls it."""
+    """Cancel what a cancelled batch has asked for: Prefect calls it where the batch has a process."""
+    cancel_objects(flow_run.id)
+
+
+def cancel_objects(batch_run_id: UUID) -> None:
+    """Cancel what a batch has asked for and what has not ended."""
     open_types = filters.FlowRunFilterStateType(any_=[*OPEN])
     found = filters.FlowRunFilter(
-        tags=filters.FlowRunFilterTags(all_=[_tag(flow_run.id)]), state=filters.FlowRunFilterState(type=open_types)
+        tags=filters.FlowRunFilterTags(all_=[_tag(batch_run_id)]), state=filters.FlowRunFilterState(type=open_types)
     )
     with get_client(sync_client=True) as client:
         for _ in range(MAX_PAGES):

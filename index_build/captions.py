@@ -50,7 +50,7 @@ _HEADER = {
     "url": "source",
     "up_axis": "up_axis",
 }
-_UP_AXES: dict[str, UpAxis] = {"": "+Y", "+Y": "+Y", "Y": "+Y", "+Z": "+Z", "Z": "+Z"}
+_UP_AXES: dict[str, UpAxis | None] = {"": None, "+Y": "+Y", "Y": "+Y", "+Z": "+Z", "Z": "+Z"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +63,7 @@ class CaptionRow:
     license: str = ""
     author: str = ""
     source: str = ""
-    up_axis: UpAxis = "+Y"
+    up_axis: UpAxis | None = None
 
 
 def read_captions(path: str | Path, dropped: Counter[str]) -> Iterator[CaptionRow]:
@@ -115,8 +115,8 @@ def _checked(cells: list[str], columns: dict[str, int], width: int) -> CaptionRo
         return EMPTY_CAPTION
     if _REFUSED.match(caption):
         return REFUSAL
-    up_axis = _UP_AXES.get(fields.get("up_axis", "").upper())
-    if up_axis is None:
+    up_axis = fields.get("up_axis", "").upper()
+    if up_axis not in _UP_AXES:
         return UNKNOWN_AXIS
     return CaptionRow(
         uid=fields.get("uid", ""),
@@ -125,7 +125,7 @@ def _checked(cells: list[str], columns: dict[str, int], width: int) -> CaptionRo
         license=clean_text(fields.get("license", ""), 200),
         author=clean_text(fields.get("author", ""), 300),
         source=clean_text(fields.get("source", ""), 500),
-        up_axis=up_axis,
+        up_axis=_UP_AXES[up_axis],
     )
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from redream.config import DownloadConfig
 from redream.licenses import check_licenses, is_allowed, license_codes
-from redream.neighbors import Asset
+from redream.neighbors import Asset, UpAxis
 
 FIELDS = ("uid", "file", "caption", "license", "author", "source")
 MINI_SEED = 0
@@ -45,6 +45,7 @@ def open_catalog(
     config: DownloadConfig = DownloadConfig(),  # noqa: B008  (frozen)
     objaverse_dir: str | Path | None = None,
     cache_dir: str | Path | None = None,
+    up_axis: UpAxis = "+Y",
 ) -> Catalog:
     """Open a catalog.
 
@@ -54,6 +55,7 @@ def open_catalog(
         licenses: codes such as "cc0" and "by"; assets with any other licence are dropped. Empty: all pass.
         objaverse_dir: the `objaverse` package's cache; by default its own, `~/.objaverse/hf-objaverse-v1`.
         cache_dir: where digests and what is read off Objaverse's annotations are kept; `~/.cache/redream` by default.
+        up_axis: of a folder's meshes for which its captions name none.
 
     Raises:
         ValueError: there is no such catalog, its files are unusable, or no asset is left.
@@ -72,7 +74,7 @@ def open_catalog(
     elif Path(name).is_dir():
         from index_build.folder_catalog import open_folder
 
-        catalog = open_folder(name, captions, licenses, cache_dir)
+        catalog = open_folder(name, captions, licenses, cache_dir, up_axis)
     else:
         raise ValueError(f"there is no catalog {name!r}; give objaverse, mini, or a folder of meshes")
     if not catalog.assets:

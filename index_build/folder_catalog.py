@@ -19,21 +19,27 @@ from index_build.catalog import Catalog, allowed_assets
 from index_build.digests import FileDigest
 from index_build.gltf_head import gltf_json
 from redream.mesh_files.reader import SUFFIXES
-from redream.neighbors import Asset
+from redream.neighbors import Asset, UpAxis
 
 # File names that say nothing, as Sketchfab's and Blender's exports have them; the folder's name then speaks.
 _BLANK_NAMES = {"scene", "model", "mesh", "object", "untitled", "source", "output", "export"}
 
 
-def open_folder(folder: str | Path, captions: str | None, licenses: tuple[str, ...], cache_dir: Path) -> Catalog:
-    """Find the meshes of a folder and describe them; none is opened beyond the JSON of a glTF file."""
+def open_folder(
+    folder: str | Path, captions: str | None, licenses: tuple[str, ...], cache_dir: Path, up_axis: UpAxis = "+Y"
+) -> Catalog:
+    """Find the meshes of a folder and describe them; none is opened beyond the JSON of a glTF file.
+
+    Args:
+        up_axis: of files for which the CSV names none.
+    """
     dropped: Counter[str] = Counter()
     root = Path(folder).resolve()
     files = sorted(mesh_files(root, dropped))
     rows = _rows_by_file(files, root, Path(captions), dropped) if captions else {}
     assets: dict[str, Asset] = {}
     for file in files:
-        asset = _described(root, file, rows.get(file))
+        asset = _described(root, file, rows.get(file), up_axis)
         if asset.asset_id in assets:
             dropped["id of another file"] += 1
         elif not asset.caption:
@@ -119,7 +125,7 @@ def _rows_by_file(files: list[str], root: Path, captions: Path, dropped: Counter
     return rows
 
 
-def _described(root: Path, file: str, row: CaptionRow | None) -> Asset:
+def _described(root: Path, file: str, row: CaptionRow | None, up_axis: UpAxis) -> Asset:
     row = row or CaptionRow(uid="", caption="")
     said = _said_of_itself(root / file) if file.lower().endswith((".glb", ".gltf")) else {}
     return Asset(
@@ -129,7 +135,7 @@ def _described(root: Path, file: str, row: CaptionRow | None) -> Asset:
         source=row.source or said.get("source", "") or file,
         license=row.license or said.get("license", ""),
         author=row.author or said.get("author", ""),
-        up_axis=row.up_axis,
+        up_axis=row.up_axis or up_axis,
     )
 
 

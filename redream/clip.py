@@ -9,17 +9,17 @@ PRETRAINED is a tag of open_clip or a file of weights. `ViT-L-14` with openai's 
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-from redream.weights import weights_digest, weights_path
+from redream.weights import clip_identity, weights_path
 
 IMAGES_PER_BATCH = 64
 TEXTS_PER_BATCH = 256
@@ -28,14 +28,13 @@ TEXTS_PER_BATCH = 256
 class Clip:
     """A frozen CLIP with its own tokenizer, image size, mean and std.
 
-    `identity` names the weights: for local ones it holds a hash of the files and no path, so that the same weights are
-    the same model wherever they lie.
+    `identity` names the weights, as `clip_identity` does.
     """
 
     def __init__(self, model_id: str, device: torch.device | str = "cpu") -> None:
         name, pretrained = _open_clip_name(model_id)
         self.model_id = model_id
-        self.identity = _identity(model_id, pretrained)
+        self.identity = clip_identity(model_id)
         self.device = torch.device(device)
         config = open_clip.get_model_config(name)
         assert config is not None
@@ -57,6 +56,10 @@ class Clip:
             self._model.encode_text(self._tokenize(batch).to(self.device), normalize=True) for batch in batches
         ]
         return torch.cat(embeddings).float() if embeddings else torch.zeros(0, self.embedding_dim, device=self.device)
+
+    def embed_prompt(self, prompt: str) -> Float[np.ndarray, " dim"]:
+        """Embed one text, for a search."""
+        return self.embed_text([prompt])[0].cpu().numpy()
 
     @torch.no_grad()
     def embed_images(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
@@ -104,17 +107,6 @@ def _open_clip_name(model_id: str) -> tuple[str, str | None]:
             "or name a file of weights"
         )
     return architecture, pretrained
-
-
-def _identity(model_id: str, pretrained: str | None) -> str:
-    if model_id.startswith("mini:"):
-        return f"{model_id}@{weights_digest(model_id)}"
-    if pretrained is None:
-        return f"{Path(model_id).resolve().name}@{weights_digest(model_id)}"
-    if Path(pretrained).is_file():
-        content = hashlib.sha256(Path(pretrained).read_bytes()).hexdigest()[:16]
-        return f"{model_id.partition('/')[0]}@{content}"
-    return model_id
 
 
 def _square_size(size: int | tuple[int, int] | list[int]) -> int:

@@ -61,6 +61,7 @@ class RetrievalConfig:
     num_assets: int = 3  # N, by image; paper
     num_index_views: int = 12  # renders per asset
     views: Literal["mean", "each"] = "mean"  # an asset's score: by the mean of its renders, or by the best of them
+    up_axis: Literal["+Y", "+Z"] = "+Y"  # of the user's own meshes, where no table says it; +Z for most STL files
     licenses: tuple[str, ...] = ()  # codes of the licences that may be retrieved, such as "cc0"; empty: all
     assets_per_shard: int = 256  # what a killed build loses at most, per worker
 

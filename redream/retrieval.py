@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from redream.clip import Clip
 from redream.index_files import (
     ASSET_SCHEMA,
     AssetRows,
@@ -30,13 +30,25 @@ from redream.neighbors import Neighbor, Retrieval
 from redream.text_recall import allowed_nearest, open_recall
 
 
+@runtime_checkable
+class TextEncoder(Protocol):
+    """What an index asks with: a `Clip`, or the `TextTower` of one."""
+
+    embedding_dim: int
+
+    @property
+    def identity(self) -> str: ...
+
+    def embed_prompt(self, prompt: str) -> Float[np.ndarray, " dim"]: ...
+
+
 class AssetIndex:
     """An open index; any number of processes may have it open while it is built anew.
 
     `backend` says how text recall is computed: `scann-ah` or `exact`.
     """
 
-    def __init__(self, manifest: IndexManifest, clip: Clip) -> None:
+    def __init__(self, manifest: IndexManifest, clip: TextEncoder) -> None:
         self.manifest = manifest
         folder = manifest.folder
         self.assets = AssetRows(read_table(folder / "assets.arrow", ASSET_SCHEMA), manifest.asset_folder)
@@ -56,7 +68,7 @@ class AssetIndex:
             raise IndexMismatch(f"index {manifest.index_dir} is damaged: {error}; rebuild it") from error
 
     @classmethod
-    def open(cls, index_dir: str | Path, clip: Clip, asset_root: str | Path | None = None) -> AssetIndex:
+    def open(cls, index_dir: str | Path, clip: TextEncoder, asset_root: str | Path | None = None) -> AssetIndex:
         """Open an index made with the same CLIP model.
 
         Args:
@@ -77,13 +89,13 @@ class AssetIndex:
                 manifest = newer
 
     @classmethod
-    def _open(cls, manifest: IndexManifest, clip: Clip, asset_root: str | Path | None) -> AssetIndex:
+    def _open(cls, manifest: IndexManifest, clip: TextEncoder, asset_root: str | Path | None) -> AssetIndex:
+        check_files(manifest)  # while a `TextTower` hashes its weights
         if manifest.clip_model != clip.identity:
             raise IndexMismatch(
                 f"index {manifest.index_dir} was made with CLIP {manifest.clip_model}, not with "
                 f"{clip.identity}; rebuild it, or search with the model it was made with"
             )
-        check_files(manifest)
         return cls(manifest if asset_root is None else replace(manifest, asset_root=str(asset_root)), clip)
 
     def search(
@@ -99,7 +111,7 @@ class AssetIndex:
             raise ValueError("the prompt is empty; describe an object in a few words")
         if not 1 <= top_k <= num_recall:
             raise ValueError(f"top_k is {top_k} and num_recall {num_recall}; they must be 1 <= top_k <= num_recall")
-        query = self._clip.embed_text([prompt])[0].cpu().numpy()
+        query = self._clip.embed_prompt(prompt)
         return Retrieval(prompt=prompt, neighbors=self.nearest(query, num_recall, top_k, allows))
 
     def nearest(

@@ -31,6 +31,21 @@ def weights_path(model_id: str) -> str:
     return str(folder)
 
 
+def clip_identity(model_id: str) -> str:
+    """Return the name of a CLIP model's weights (`clip.py` has the forms of its id), free of paths.
+
+    Local ones are named by a hash of their files, so that the same weights are the same model wherever they lie.
+    """
+    if model_id.startswith("mini:"):
+        return f"{model_id}@{weights_digest(model_id)}"
+    if Path(model_id).is_dir():
+        return f"{Path(model_id).resolve().name}@{weights_digest(model_id)}"
+    architecture, _, pretrained = model_id.partition("/")
+    if Path(pretrained).is_file():
+        return f"{architecture}@{_file_digest(Path(pretrained)).hex()[:16]}"
+    return model_id
+
+
 def weights_digest(model_id: str) -> str:
     """Return a short content hash of a local model's files, or the hub id, which names its own revision."""
     folder = Path(weights_path(model_id))
@@ -46,5 +61,10 @@ def _digest(folder: Path, stamp: tuple[tuple[str, int, int], ...]) -> str:
     for name, _, _ in stamp:
         path = Path(name)
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+        digest.update(_file_digest(path))
     return digest.hexdigest()[:16]
+
+
+def _file_digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()

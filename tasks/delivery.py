@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from redream.config import RunConfig, flatten
-from tasks.evaluation import load_reports
+from tasks.evaluation import load_reports, sheet_name
 from tasks.exporting import MESH, POSTER, TURNTABLE, thumbnail
 from tasks.orientation import load_aligned
-from tasks.runs import Run, record_result
+from tasks.runs import PICTURE, Run, record_result
 from tasks.stage import STEPS_FILE
 from tasks.store import Output
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from redream.page import PageContent, PageCurve, PageMetric, PageSamples
 
 PAGE = "page.html"
-DELIVERED = (PAGE, TURNTABLE, MESH)
+DELIVERED = (PAGE, PICTURE, TURNTABLE, MESH)
 NO_CURVES = ("step", "t", "particle")  # drawn at random in every step
 MINI_NOTE = (
     "Figures with mini models come from the miniature's own small networks. They compare runs of the miniature "
@@ -68,22 +68,22 @@ def deliver(run: Run, outputs: Outputs, config: RunConfig) -> Made:
     from redream.page import write_page
 
     write_page(run.folder / PAGE, _page(run, outputs, config))
-    for name in (TURNTABLE, MESH):
+    made = {name: outputs.exported.path(name) for name in (TURNTABLE, MESH)}
+    for name, path in {PICTURE: outputs.report.path(sheet_name(0)), **made}.items():
         aside = run.folder / f".{name}"
-        shutil.copyfile(outputs.exported.path(name), aside)
+        shutil.copyfile(path, aside)
         os.replace(aside, run.folder / name)
     neighbors = _neighbors(outputs)
     files = [run.folder / name for name in DELIVERED]
     record = record_result(run, outputs.report.metrics, {"neighbors": neighbors}, files)
-    page, turntable, mesh = (str(file) for file in files)
     return Made(
         run_id=run.run_id,
         prompt=run.prompt,
         metrics=outputs.report.metrics,
         neighbors=neighbors,
-        page=page,
-        turntable=turntable,
-        mesh=mesh,
+        page=str(run.folder / PAGE),
+        turntable=str(run.folder / TURNTABLE),
+        mesh=str(run.folder / MESH),
         mlflow_run_id=run.mlflow_run_id,
         stages={name: entry["state"] for name, entry in record["stages"].items()},
     )

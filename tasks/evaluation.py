@@ -1,12 +1,14 @@
 """The evaluation stage: each particle from all sides, scored by models that had no part in making it.
 
-An output holds `report.json` with every value per view, and one contact sheet per particle.
+An output holds `report.json` with every value, `views.csv` with those of each view, and one contact sheet per particle.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect import task
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from redream.distill.particle import Particle
     from redream.metrics.report import EvaluationReport
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 VIEWS_PER_BATCH = 8
 MODEL_SETTINGS = ("clip_models", "lpips_backbones", "judge")
 
@@ -63,22 +65,28 @@ def evaluate(run: Run, particles: Output, config: RunConfig, num_concurrent: int
             clips = {model: Clip(model, device) for model in config.evaluation.clip_models}
             a_lpips = [ALpips(backbone, device) for backbone in config.evaluation.lpips_backbones]
             judge = PerceptualNet.load(config.evaluation.judge, device) if config.evaluation.judge else None
+        azimuth_deg, _, _ = camera_angles(_orbit(config, config.evaluation.image_size))
         reports = []
         with loading:
             fields = load_particles(particles, config.field, device)
         for number, particle in enumerate(fields):
             rgb = render_orbit(particle, config, config.evaluation.image_size, "evaluate")
-            azimuth_deg, _, _ = camera_angles(_orbit(config, config.evaluation.image_size))
             judged = (judge, azimuth_deg) if judge is not None else None
             close_loop = config.evaluation.close_loop
             reports.append(evaluate_views(run.prompt, to_images(rgb), clips, a_lpips, close_loop, judged))
-            save_png(work.folder / f"orbit_{number}.png", image_grid(rgb[:: max(1, len(rgb) // 12)], columns=6))
+            save_png(work.folder / sheet_name(number), image_grid(rgb[:: max(1, len(rgb) // 12)], columns=6))
         work.metrics.update(_mean_summary(reports))
         write_json(work.folder / "report.json", reports)
+        _write_views(work.folder / "views.csv", reports, azimuth_deg.tolist())
         work.tracker.log_artifacts(sorted(work.folder.iterdir()))
         return {"num_particles": len(reports)}
 
     return run_stage(run, stage_key("evaluate", STAGE_VERSION, settings, inputs), asdict(config.evaluation), produce)
+
+
+def sheet_name(number: int) -> str:
+    """Return the name of the picture of a particle from all sides."""
+    return f"orbit_{number}.png"
 
 
 def render_orbit(particle: Particle, config: RunConfig, size: int, label: str) -> Tensor:
@@ -111,3 +119,19 @@ def load_reports(output: Output) -> list[dict[str, Any]]:
 def _mean_summary(reports: list[EvaluationReport]) -> dict[str, float]:
     summaries = [report.summary() for report in reports]
     return {name: sum(summary[name] for summary in summaries) / len(summaries) for name in summaries[0]}
+
+
+def _write_views(path: Path, reports: list[EvaluationReport], azimuth_deg: list[float]) -> None:
+    """Write a line for each view, which MLflow shows as a table; A-LPIPS is that of the view and the next."""
+    from redream.metrics.report import metric_key
+
+    with path.open("w", newline="") as file:
+        table = csv.writer(file)
+        for number, report in enumerate(reports):
+            scores = {metric_key("clip_score", name): values for name, values in report.clip_score_per_view.items()}
+            scores |= {metric_key("a_lpips", name): values for name, values in report.a_lpips_per_pair.items()}
+            if number == 0:
+                table.writerow(["particle", "view", "azimuth_deg", *scores])
+            for view, azimuth in enumerate(azimuth_deg):
+                shown = [f"{values[view]:.4f}" if view < len(values) else "" for values in scores.values()]
+                table.writerow([number, view, f"{azimuth:.1f}", *shown])

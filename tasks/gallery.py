@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from redream.gallery import StageSpan
+from tasks.evaluation import sheet_name
 from tasks.records import finished_stage
 
 THUMBNAIL_SIZE = 192  # pixels
@@ -19,7 +20,7 @@ def thumbnail(out: Path, record: Mapping[str, Any]) -> bytes:
     """Return the first view of a run's evaluation as a JPEG."""
     from PIL import Image
 
-    sheet = finished_stage(out, record, "evaluate").path("orbit_0.png")
+    sheet = finished_stage(out, record, "evaluate").path(sheet_name(0))
     size = record["settings"]["evaluation.image_size"]
     with Image.open(sheet) as image:
         view = image.convert("RGB").crop((0, 0, size, size))

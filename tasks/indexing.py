@@ -141,7 +141,12 @@ def plan_index(run: Run, request: CatalogRequest) -> BuildPlan:
     from index_build.catalog import open_catalog
 
     catalog = open_catalog(
-        request.catalog, request.captions, request.licenses, config=request.download, cache_dir=request.cache_dir
+        request.catalog,
+        request.captions,
+        request.licenses,
+        config=request.download,
+        cache_dir=request.cache_dir,
+        up_axis=request.retrieval.up_axis,
     )
     plan = plan_build(
         catalog, _clip(request.retrieval.clip_model), request.retrieval, _views(request), request.index_dir

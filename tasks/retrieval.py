@@ -17,7 +17,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from redream.config import DownloadConfig, MeshLimits, RetrievalConfig
-from redream.neighbors import Asset, Neighbor, Retrieval
+from redream.neighbors import Asset, Neighbor, Retrieval, UpAxis
 from redream.weights import weights_digest
 from tasks.progress import track
 from tasks.runs import Run
@@ -25,7 +25,7 @@ from tasks.searching import IndexPlace, search
 from tasks.stage import RETRIES, RETRY_DELAYS, Work, is_passing, run_stage
 from tasks.store import Output, file_digest, stage_key, write_json
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 OWN_LICENSE = "the user's own"
 
 
@@ -57,27 +57,28 @@ def retrieve(
 
 
 @task(name="take_assets", cache_policy=NO_CACHE)
-def take_assets(run: Run, mesh_paths: list[str], limits: MeshLimits) -> Output:
+def take_assets(run: Run, mesh_paths: list[str], limits: MeshLimits, up_axis: UpAxis = "+Y") -> Output:
     """Start from the user's own meshes instead: the paper's enhancement of given 3D data."""
     inputs = {
         f"asset_{number}_{place}": file_digest(file)
         for number, path in enumerate(mesh_paths)
         for place, file in enumerate(mesh_files(Path(path)))
     }
-    settings = {"prompt": run.prompt}
+    settings = {"prompt": run.prompt, "up_axis": up_axis}
 
     def produce(work: Work) -> dict[str, object]:
         from redream.assets import load_mesh
 
         neighbors = []
         for number, path in enumerate(mesh_paths):
-            load_mesh(path, limits)  # refuses what is no mesh, with the reason
+            load_mesh(path, limits, up_axis)  # refuses what is no mesh, with the reason
             asset = Asset(
                 asset_id=f"own-{number}-{inputs[f'asset_{number}_0'][:12]}",
                 mesh_path=path,
                 caption=run.prompt,
                 source=Path(path).name,
                 license=OWN_LICENSE,
+                up_axis=up_axis,
             )
             neighbors.append(Neighbor(asset=asset, score=1.0, text_score=1.0))
         return _save(Retrieval(prompt=run.prompt, neighbors=tuple(neighbors)), work)

@@ -26,10 +26,12 @@ from filelock import FileLock
 from prefect.runtime import flow_run
 
 from redream.config import RunConfig, flatten
+from tasks.notes import comparison, picture_and_files, run_note
 from tasks.records import ALIVE_LOCK, list_runs, run_folder
 from tasks.store import Output, StageKey, Store, write_json
 from tasks.tracking import Tracker, Tracking, default_tracking_uri, open_tracking
 
+PICTURE = "orbit.png"  # of a run that made an object, in the run's folder
 # Of MLflow's list of runs, beside the figures of the last run that finished.
 COLUMNS = ("attributes.`Duration`", "params.`method`", "params.`seed`", "tags.`redream.state`")
 
@@ -132,6 +134,7 @@ def open_run(
             "settings": settings,
             "stages": {},
             "metrics": {},
+            "files": [],
         },
     )
     try:
@@ -183,7 +186,8 @@ def record_result(
     tracker.log_final(metrics)
     tracker.show_columns([*COLUMNS, *(f"metrics.`{name}`" for name in metrics)])
     tracker.log_artifacts(files)
-    return _update(run, lambda record: record.update(metrics=dict(metrics), found=dict(found)))
+    names = [file.name for file in files]
+    return _update(run, lambda record: record.update(metrics=dict(metrics), found=dict(found), files=names))
 
 
 def settle_crashed(out: Path) -> list[str]:
@@ -232,7 +236,11 @@ def _finish(run: Run, tracker: Tracker, state: str, status: str, error: str = ""
             "redream.state": state,
             "redream.error": error,
             "mlflow.note.content": run_note(
-                run.prompt, run.run_id, {**run.prefect_tags, "redream.rerun_of": record["rerun_of"]}, record["stages"]
+                run.prompt,
+                run.run_id,
+                {**run.prefect_tags, "redream.rerun_of": record["rerun_of"]},
+                record["stages"],
+                _shown(run, record, tracker),
             ),
         }
     )
@@ -240,6 +248,25 @@ def _finish(run: Run, tracker: Tracker, state: str, status: str, error: str = ""
     tracker.finish(status)
     tracker.drain()
     _update(run, lambda record: record["mlflow"].update(run_id=tracker.run_id))  # it may have been a local one
+
+
+def _shown(run: Run, record: Mapping[str, Any], tracker: Tracker) -> list[str]:
+    """Return Markdown for a run that made an object: its picture, its files, and other runs of the prompt beside it."""
+    if not (run.folder / PICTURE).is_file():
+        return []
+    shown = picture_and_files(tracker.run_id, PICTURE, record["files"])
+    others = [
+        other["mlflow"]["run_id"]
+        for other in list_runs(Path(run.out))
+        if other["flow"] == record["flow"]
+        and other["prompt"] == run.prompt
+        and other["state"] == "finished"
+        and other["mlflow"]["uri"] == run.tracking.uri
+        and other["run_id"] != run.run_id
+    ]
+    if others and tracker.experiment_id:
+        shown.append(comparison([*others, tracker.run_id], tracker.experiment_id))
+    return shown
 
 
 def _update(run: Run, change: Any) -> dict[str, Any]:
@@ -257,21 +284,3 @@ def _prefect_tags() -> dict[str, str]:
     if (url := flow_run.ui_url) and str(url).startswith("http"):  # Prefect's own short-lived server shows no pages
         tags["prefect.flow_run_url"] = url
     return {name: str(value) for name, value in tags.items() if value}
-
-
-def run_note(prompt: str, run_id: str, tags: Mapping[str, str], stages: Mapping[str, Any] | None = None) -> str:
-    """Describe a run as Markdown: the prompt, what it repeats, where Prefect shows it, and its stages."""
-    lines = [f"**{_as_text(prompt)}**", "", f"Run `{run_id}`."]
-    if parent := tags.get("redream.rerun_of"):
-        lines.append(f"Repeats `{parent}` in part.")
-    if url := tags.get("prefect.flow_run_url"):
-        lines.append(f"Prefect: [{_as_text(tags.get('prefect.flow_run_name', 'flow run'))}]({url}).")
-    if stages:
-        lines += ["", "| stage | state | seconds |", "|---|---|---|"]
-        lines += [f"| {name} | {entry['state']} | {entry.get('seconds', '')} |" for name, entry in stages.items()]
-    return "\n".join(lines)
-
-
-def _as_text(text: str) -> str:
-    """Escape what Markdown would read as markup: prompts come from strangers."""
-    return re.sub(r"([\\`*_{}\[\]()<>#+.!|&~-])", r"\\\1", text)

@@ -12,7 +12,7 @@ from tasks.progress import waiting
 from tasks.slots import choose_device
 
 if TYPE_CHECKING:
-    from redream.retrieval import Retrieval
+    from redream.retrieval import Retrieval, TextEncoder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,16 +40,25 @@ def given_index(index_dir: str) -> IndexPlace:
 
 def search(index: IndexPlace, prompt: str, config: RetrievalConfig) -> Retrieval:
     """Open an index and ask it."""
-    from redream.clip import Clip
     from redream.licenses import check_licenses, is_allowed
     from redream.retrieval import AssetIndex
 
     check_licenses(config.licenses)
     with waiting("opening the index"):
-        clip = Clip(config.clip_model, choose_device())
-        opened = AssetIndex.open(index.index_dir, clip, index.asset_root)
+        opened = AssetIndex.open(index.index_dir, _text_encoder(config.clip_model), index.asset_root)
     allows = partial(is_allowed, codes=config.licenses) if config.licenses else None
     retrieval = opened.search(prompt, config.num_recall, config.num_assets, allows)
     if not retrieval.neighbors:
         raise ValueError(f"no asset of index {index.index_dir} is licensed under {', '.join(config.licenses)} alone")
     return retrieval
+
+
+def _text_encoder(clip_model: str) -> TextEncoder:
+    from redream.text_tower import open_text_tower
+
+    tower = open_text_tower(clip_model)
+    if tower is not None:
+        return tower
+    from redream.clip import Clip
+
+    return Clip(clip_model, choose_device())

@@ -14,8 +14,10 @@ from PIL import Image
 from prefect.artifacts import create_image_artifact, create_markdown_artifact
 
 from tasks.delivery import Made
+from tasks.evaluation import sheet_name
+from tasks.notes import run_note
 from tasks.progress import say
-from tasks.runs import Run, run_note
+from tasks.runs import Run
 from tasks.store import Output
 from tasks.tracking import run_address
 
@@ -46,6 +48,6 @@ def _markdown(run: Run, made: Made) -> str:
 def _data_url(report: Output) -> str:
     """Return the first particle's sheet of views as a JPEG in an address."""
     buffer = io.BytesIO()
-    with Image.open(report.path("orbit_0.png")) as sheet:
+    with Image.open(report.path(sheet_name(0))) as sheet:
         sheet.convert("RGB").save(buffer, format="JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -137,6 +137,11 @@ class Tracker:
         """MLflow's id of the run, or the local one as long as MLflow does not know the run."""
         return self._courier.ids.get(self._named, self._named)
 
+    @property
+    def experiment_id(self) -> str:
+        """MLflow's id of the experiment; empty as long as MLflow has not said it."""
+        return self._courier.experiment
+
     def log_params(self, params: Mapping[str, Any]) -> None:
         self._send("params", params={name: str(value)[:MAX_PARAM_CHARS] for name, value in params.items()})
 
@@ -325,7 +330,9 @@ class _Courier:
             for start in range(0, len(params), PARAMS_PER_CALL):
                 client.log_batch(run_id, params=params[start : start + PARAMS_PER_CALL])
         elif kind == "tags":
-            client.log_batch(run_id, tags=[RunTag(name, value) for name, value in event["tags"].items()])
+            # A note written while the server was away names the run by its local id.
+            tags = {name: value.replace(event["run"], run_id) for name, value in event["tags"].items()}
+            client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
         elif kind == "view":
             experiment, view = self._experiment_id(), {"selectedColumns": event["columns"]}
             client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{VIEW}", json.dumps(view))

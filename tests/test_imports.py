@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("redream", "index_build", "tasks", "flows")  # each may import itself and those before it
 LAYERS = (
     {"config", "cameras", "colors", "images", "neighbors", "scenes", "versions", "weights"},
-    {"clip", "mesh_files", "render"},
+    {"clip", "text_tower", "mesh_files", "render"},
     {"assets", "licenses"},
     {"retrieval", "index_files", "text_recall", "orientation", "field", "prior"},
     {"distill"},

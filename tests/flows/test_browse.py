@@ -38,6 +38,7 @@ class Site:
 
     runs: str  # address of the list of runs, as `redream ui` says it
     mlflow_run_id: str
+    other_run_id: str  # of another method's run of the same prompt
     stages: dict[str, str]
     metrics: dict[str, float]
 
@@ -52,7 +53,10 @@ def site(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sit
     redream = [sys.executable, "-m", "flows.cli"]
     options = [word for name, value in world.settings.items() for word in ("--set", f"{name}={json.dumps(value)}")]
     command = [*redream, "generate", PROMPT, "--preset", "smoke", "--index", world.index, "--out", str(out), "--json"]
-    made = json.loads(subprocess.run([*command, *options], check=True, capture_output=True, text=True).stdout)
+    other, made = (
+        json.loads(subprocess.run([*command, *how, *options], check=True, capture_output=True, text=True).stdout)
+        for how in (["--method", "vsd"], [])
+    )
     said = out / "ui.said"
     with open(said, "w") as file:
         port = str(free_port())
@@ -62,7 +66,7 @@ def site(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sit
         assert process.poll() is None, said.read_text()
         found = re.search(r"MLflow: (\S+)", said.read_text())
         assert found is not None
-        yield Site(found.group(1), made["mlflow_run_id"], made["stages"], made["metrics"])
+        yield Site(found.group(1), made["mlflow_run_id"], other["mlflow_run_id"], made["stages"], made["metrics"])
     finally:
         process.terminate()
         process.wait(60)
@@ -96,6 +100,35 @@ def test_page_of_a_run_says_what_it_is_and_how_its_stages_went_in_minutes(site: 
     open_page(page, site.run, PROMPT, "Finished", *site.stages)
     for stage in site.stages:  # as nested runs, each a link
         page.get_by_role("link", name=re.compile(rf"^{stage}( \(cached\))?,?$")).first.wait_for(timeout=PATIENCE)
+
+
+@needs_chromium
+def test_note_of_a_run_shows_its_picture_in_minutes(site: Site, page: Page) -> None:
+    open_page(page, site.run, PROMPT)
+    picture = page.get_by_role("img", name="orbit.png")
+    picture.wait_for(timeout=PATIENCE)
+    page.wait_for_function("picture => picture.naturalWidth > 0", arg=picture.element_handle(), timeout=PATIENCE)
+
+
+@needs_chromium
+def test_methods_are_compared_by_two_clicks_in_minutes(site: Site, page: Page) -> None:
+    open_page(page, site.runs, PROMPT)
+    page.locator(f'a[href*="{site.mlflow_run_id}"]').first.click()
+    with page.expect_popup() as opened:
+        page.get_by_role("link", name="Compare with another run of this prompt").click(timeout=PATIENCE)
+    for text in (site.mlflow_run_id, site.other_run_id, "redream", "vsd", *site.metrics):
+        opened.value.get_by_text(text, exact=True).first.wait_for(timeout=PATIENCE)
+    opened.value.close()
+
+
+@needs_chromium
+def test_figures_of_each_view_are_a_table_in_minutes(site: Site, page: Page) -> None:
+    open_page(page, site.run, PROMPT)
+    page.get_by_role("link", name=re.compile(r"^evaluate,?$")).click()
+    page.get_by_text("Artifacts", exact=True).first.click(timeout=PATIENCE)
+    page.get_by_text("views.csv").first.click(timeout=PATIENCE)
+    for name in ("azimuth_deg", *(name for name in site.metrics if name != "wrong_front_share")):
+        page.get_by_text(name, exact=True).first.wait_for(timeout=PATIENCE)
 
 
 @needs_chromium

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import csv
 import io
 import json
 import re
 from dataclasses import asdict
 from pathlib import Path
+from urllib.parse import unquote
 from uuid import UUID
 
 import pytest
@@ -22,7 +24,7 @@ from flows.generate import generate
 from flows.plan import first_unfinished
 from flows.rerun import rerun
 from tasks.delivery import Made
-from tasks.records import list_runs, read_run
+from tasks.records import finished_stage, list_runs, read_run
 from tests.flows.conftest import World
 
 STAGES = ["retrieve", "align", "render", "warm_up", "adapt", "distill", "evaluate", "export"]
@@ -68,7 +70,9 @@ def test_mlflow_has_a_parent_and_one_nested_run_per_stage(made: Made, tracking_u
     assert parent.info.status == "FINISHED"
     assert parent.data.tags["prefect.flow_run_id"]
     artifacts = {entry.path for entry in client.list_artifacts(made.mlflow_run_id)}
-    assert {"config.json", "run.json", "page.html", "mesh.glb", "turntable.mp4"} <= artifacts
+    assert {"config.json", "run.json", "page.html", "orbit.png", "mesh.glb", "turntable.mp4"} <= artifacts
+    picture = f"![orbit.png](get-artifact?run_uuid={made.mlflow_run_id}&path=orbit.png)"
+    assert picture in parent.data.tags["mlflow.note.content"]
     nested = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{made.mlflow_run_id}'")
     by_name = {run.info.run_name or "": run for run in nested}
     assert sorted(by_name) == sorted(STAGES)
@@ -76,6 +80,16 @@ def test_mlflow_has_a_parent_and_one_nested_run_per_stage(made: Made, tracking_u
     assert [metric.step for metric in steps] == [3, 4, 5, 6]  # the first two belong to the warm-up
     names = {entry.path for entry in client.list_artifacts(by_name["adapt"].info.run_id, "adapter")}
     assert "adapter/pytorch_lora_weights.safetensors" in names
+
+
+def test_each_view_has_a_line_of_figures(made: Made, out: Path) -> None:
+    path = finished_stage(out, read_run(out, made.run_id), "evaluate").path("views.csv")
+    rows = list(csv.DictReader(path.open(newline="")))
+    assert [row["view"] for row in rows] == [str(view) for view in range(len(rows))]
+    for name in made.metrics.keys() - {"wrong_front_share"}:
+        values = [float(row[name]) for row in rows if row[name]]
+        assert len(values) in (len(rows), len(rows) - 1)  # pairs of views are one less
+        assert sum(values) / len(values) == pytest.approx(made.metrics[name], abs=1e-4)
 
 
 def test_prefect_has_the_picture_and_the_figures(made: Made, out: Path) -> None:
@@ -92,12 +106,15 @@ def test_prefect_has_the_picture_and_the_figures(made: Made, out: Path) -> None:
     assert f"redream rerun {made.run_id} --from" in shown["result"]
 
 
-def test_second_identical_run_computes_nothing(made: Made, world: World, out: Path) -> None:
+def test_second_identical_run_computes_nothing(made: Made, world: World, out: Path, tracking_uri: str) -> None:
     again = generate(PROMPT, preset="smoke", index=world.index, settings=world.settings, out=str(out))
     assert again.stages == dict.fromkeys(STAGES, "cached")
     assert again.metrics == made.metrics
     assert again.run_id != made.run_id
     assert Path(again.mesh).read_bytes() == Path(made.mesh).read_bytes()
+    note = MlflowClient(tracking_uri).get_run(again.mlflow_run_id).data.tags["mlflow.note.content"]
+    (compared,) = re.findall(r"\[Compare with another run of this prompt\]\(#/compare-runs\?runs=(\S+)&", note)
+    assert json.loads(unquote(compared)) == [made.mlflow_run_id, again.mlflow_run_id]
 
 
 def test_changed_setting_computes_only_what_depends_on_it(made: Made, world: World, out: Path) -> None:

@@ -12,9 +12,10 @@ import pytest
 from prefect import flow, task
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.exceptions import PrefectHTTPStatusError
-from prefect.states import Completed, Crashed, Pending, Running, State
+from prefect.states import Cancelled, Completed, Crashed, Pending, Running, Scheduled, State
 
 from flows.keeper import (
+    JUST_CANCELLED,
     RESUME_WITHIN,
     RESUMED,
     START,
@@ -38,15 +39,18 @@ def kept() -> None:
 
 
 def with_run(
-    state: State[Any], check: Callable[[PrefectClient, UUID], Awaitable[None]], is_deployed: bool = True
+    state: State[Any],
+    check: Callable[[PrefectClient, UUID], Awaitable[None]],
+    is_deployed: bool = True,
+    pool: str = POOL,
 ) -> None:
-    """Let `check` look at a run that is in a state, in the keeper's pool."""
+    """Let `check` look at a run that is in a state, in one of the keeper's pools."""
 
     async def prepare() -> None:
         async with get_client() as client:
             await create_pools(client)
             flow_id = await client.create_flow(kept)
-            deployment_id = await client.create_deployment(flow_id, name="kept", work_pool_name=POOL)
+            deployment_id = await client.create_deployment(flow_id, name=f"kept-{pool}", work_pool_name=pool)
             if is_deployed:
                 run = await client.create_flow_run_from_deployment(deployment_id)
             else:
@@ -93,6 +97,17 @@ def test_tasks_of_a_crashed_run_crash_with_it_and_its_finished_ones_stay(prefect
         assert [state.name for state in states if state is not None] == ["Crashed", "Completed"]
 
     with_run(Crashed(), check)
+
+
+def test_objects_of_a_batch_that_was_cancelled_without_a_process_are_cancelled(prefect_server: None) -> None:
+    async def check(client: PrefectClient, run_id: UUID) -> None:
+        member = await client.create_flow_run(kept, tags=[f"batch:{run_id}"], state=Scheduled())
+        assert await look(client, run_id, JUST_CANCELLED) == "Cancelled"
+        assert (await client.read_flow_run(member.id)).state_name == "Scheduled"  # somebody tries it again
+        assert await look(client, run_id, timedelta(seconds=1)) == "Cancelled"
+        assert (await client.read_flow_run(member.id)).state_name == "Cancelled"
+
+    with_run(Cancelled(), check, pool=BATCH_POOL)
 
 
 def test_parameter_that_a_deployment_does_not_have_is_refused(prefect_server: None) -> None:

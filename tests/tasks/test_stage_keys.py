@@ -70,7 +70,7 @@ def keys(
     found = fronts = views = warm = adapter = None
     if method == "redream":
         if meshes:
-            found = done(retrieval.take_assets.fn(asked, meshes, config.mesh))
+            found = done(retrieval.take_assets.fn(asked, meshes, config.mesh, config.retrieval.up_axis))
         else:
             place = IndexPlace(index_dir="", asset_root="", content_hash=index, num_assets=1)
             place = place if index else built_index(done(indexing.index_miniature.fn(asked, config.retrieval)))
@@ -96,6 +96,7 @@ def changed(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
         ({"prompt": "a blue cube"}, FOUND),
         ({"seed": 8}, RENDERED),
         ({"settings": {"retrieval.num_recall": 9}}, FOUND),
+        ({"settings": {"retrieval.up_axis": "+Z"}}, []),  # an index has its own
         ({"settings": {"retrieval.num_index_views": 5}}, ["index", *FOUND]),
         ({"settings": {"orientation.min_margin": 0.5}}, ["align", *RENDERED]),
         ({"settings": {"render.num_views": 11}}, RENDERED),
@@ -149,6 +150,8 @@ def test_bytes_of_a_mesh_decide_and_not_its_place(run: Run, tmp_path: Path) -> N
     (tmp_path / "mesh.obj").write_text("v 0 0 1\n")
     after = keys(run, meshes=[str(tmp_path / "mesh.obj")])
     assert changed(before, after) == ["take_assets", "align", *RENDERED]
+    upright = keys(run, {"retrieval.up_axis": "+Z"}, meshes=[str(tmp_path / "moved" / "mesh.obj")])
+    assert changed(after, upright) == ["take_assets", "align", *RENDERED]
 
 
 @pytest.mark.parametrize(

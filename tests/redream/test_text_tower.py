@@ -1,0 +1,131 @@
+"""The text tower in NumPy gives what open_clip gives, and leaves to it what it does not know."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from redream.clip import Clip
+from redream.text_tower import HUB, TextTower, _clip_tokenizer, open_text_tower
+
+PROMPTS = Path(__file__).parents[3] / "shared/data/prompts"
+TEXTS = [
+    "a turquoise robot", "A  DSLR photo of\ta corgi, wearing a beret!!", "it's 1234 o'clock — you’ll see", "", "?",
+    "naïve café Ünïcode 漢字 🙂 &amp;lt;b&gt;", "mojibake: schÃ¶n", "x" * 500, "word " * 200, "<end_of_text> behind",
+    "tab\x00null \x7f", "ﬁne ½ ² Ⅷ", "'s 're", "a\u2028b\u00a0c",
+]  # fmt: skip
+END = 49407  # what comes behind it is not looked at
+TINY = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 16, "layers": 1, "width": 16, "patch_size": 8, "head_width": 8},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
+}
+
+
+def tower(model_id: str) -> TextTower:
+    found = open_text_tower(model_id)
+    assert found is not None
+    return found
+
+
+def saved(folder: Path, config: dict, dtype: torch.dtype = torch.float32) -> Path:
+    """Save a random model in open_clip's form."""
+    folder.mkdir()
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    torch.manual_seed(0)
+    settings = {name: value for name, value in config.items() if name != "custom_text"}
+    model = (open_clip.CustomTextCLIP if "custom_text" in config else open_clip.CLIP)(**settings)
+    state = {name: (tensor * 8).to(dtype) for name, tensor in model.state_dict().items()}  # far from linear
+    save_file(state, folder / "open_clip_model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["clip-retrieval", "clip-eval-a", "clip-eval-b"])
+def test_vectors_of_the_miniature_are_those_of_open_clip(name: str):
+    clip, ours = Clip(f"mini:{name}"), tower(f"mini:{name}")
+    assert (ours.identity, ours.embedding_dim) == (clip.identity, clip.embedding_dim)
+    for text in TEXTS:
+        np.testing.assert_allclose(ours.embed_prompt(text), clip.embed_prompt(text), atol=1e-5)
+
+
+@pytest.mark.parametrize("quick_gelu", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_vectors_of_a_model_with_clips_own_tokenizer_are_those_of_open_clip(
+    tmp_path: Path, quick_gelu: bool, dtype: torch.dtype
+):
+    folder = str(saved(tmp_path / "model", {**TINY, "quick_gelu": quick_gelu}, dtype))
+    clip, ours = Clip(folder), tower(folder)
+    assert ours.identity == clip.identity
+    for text in TEXTS:
+        np.testing.assert_allclose(ours.embed_prompt(text), clip.embed_prompt(text), atol=2e-5)
+
+
+def test_weights_in_a_file_of_a_known_architecture_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = saved(tmp_path / "model", TINY)
+    configs = tmp_path / "open_clip/model_configs"
+    configs.mkdir(parents=True)
+    (configs / "Tiny.json").write_text(json.dumps(TINY))
+    shutil.copy(Path(open_clip.__file__).with_name("bpe_simple_vocab_16e6.txt.gz"), configs.parent)
+    monkeypatch.setattr("redream.text_tower._open_clip_folder", lambda: configs.parent)
+    ours = tower(f"Tiny/{folder / 'open_clip_model.safetensors'}")
+    np.testing.assert_array_equal(ours.embed_prompt("an owl"), tower(str(folder)).embed_prompt("an owl"))
+    assert ours.identity.startswith("Tiny@")
+
+
+def test_clips_tokenizer_is_open_clips():
+    ours, theirs = _clip_tokenizer(77), open_clip.get_tokenizer("ViT-L-14")
+    texts = list(TEXTS)
+    if PROMPTS.is_dir():
+        texts += (PROMPTS / "dreamfusion.txt").read_text().splitlines()
+    for text in texts:
+        found, expected = ours(text), theirs([text])[0].tolist()
+        assert found[: found.index(END)] == expected[: expected.index(END)], text
+
+
+def test_repository_of_a_named_model_is_that_of_open_clip():
+    for model_id, repository in HUB.items():
+        config = open_clip.get_pretrained_cfg(*model_id.split("/"))
+        assert config["hf_hub"].strip("/") == repository
+
+
+@pytest.mark.parametrize(
+    "text_cfg",
+    [{"pool_type": "last"}, {"hf_model_name": "roberta-base"}, {"no_causal_mask": True}, {"hf_tokenizer_name": "x"}],
+    ids=str,
+)
+def test_a_model_of_another_form_is_left_to_open_clip(tmp_path: Path, text_cfg: dict):
+    folder = saved(tmp_path / "model", TINY)
+    config = {"model_cfg": {**TINY, "text_cfg": {**TINY["text_cfg"], **text_cfg}}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    assert open_text_tower(str(folder)) is None
+
+
+def test_weights_under_other_names_or_damaged_are_left_to_open_clip(tmp_path: Path):
+    custom = saved(tmp_path / "custom", {**TINY, "custom_text": True})
+    half = saved(tmp_path / "half", TINY)
+    os.truncate(half / "open_clip_model.safetensors", 1000)
+    bfloat = saved(tmp_path / "bfloat", TINY, torch.bfloat16)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for folder in (custom, half, bfloat, empty, Path("ViT-L-14/openai"), Path("No-Such/tag")):
+        assert open_text_tower(str(folder)) is None
+
+
+def test_a_search_imports_neither_torch_nor_open_clip():
+    code = (
+        "import sys; import redream.retrieval, tasks.searching, flows.cli;"
+        "from redream.text_tower import open_text_tower;"
+        "open_text_tower('mini:clip-retrieval').embed_prompt('an owl');"
+        "assert not {'torch', 'open_clip', 'transformers', 'prefect', 'mlflow'} & set(sys.modules), sorted(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
