@@ -1,7 +1,8 @@
 """The whole `redream search` command in a new process with a text tower of ViT-L's size, and where its time goes.
 
 The CLIP is open_clip's ViT-L-14 with random weights, the index that of `benchmarks.retrieval` (800,000 x 768), which
-gets that CLIP's name. "Evicted" runs find neither weights nor index in the page cache. Run as
+gets that CLIP's name. "Evicted" runs find neither weights nor index in the page cache; parts are those of a run whose
+weights' hash is kept. Run as
 `python -m benchmarks.search_cold --work DIR`, after `python -m benchmarks.retrieval --work DIR --methods ours`.
 """
 
@@ -11,6 +12,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -86,9 +88,9 @@ def print_parts(index_dir: Path, clip_folder: Path) -> None:
     say("import of retrieval")
     clip = open_text_tower(str(clip_folder))
     assert clip is not None
-    say("tokeniser made, weights mapped; a thread begins to hash them, by which the index's CLIP is told from another")
+    say("tokeniser made, weights mapped")
     index = AssetIndex.open(index_dir, clip)
-    say("index opened, the hash waited for")
+    say("index opened")
     query = clip.embed_prompt(PROMPT)
     say("text tower")
     index.nearest(query, 100, 3)
@@ -98,7 +100,7 @@ def print_parts(index_dir: Path, clip_folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--work", type=Path, required=True, help="folder of `benchmarks.retrieval`")
-    parser.add_argument("--runs", type=int, default=3, help="of the command, with and without its files in memory")
+    parser.add_argument("--runs", type=int, default=3, help="of the command, in each state")
     parser.add_argument("--parts", action="store_true", help=argparse.SUPPRESS)  # in a child process
     arguments = parser.parse_args()
     index_dir, clip_folder = arguments.work / "index", arguments.work / "vit-l-14-random"
@@ -108,15 +110,17 @@ def main() -> None:
     if not clip_folder.is_dir():
         make_clip(clip_folder)
     name_clip(index_dir, clip_folder)
-    for is_evicted in (False, True):
+    os.environ["XDG_CACHE_HOME"] = str(arguments.work / "cache")
+    for state in ("the weights not hashed before", "their hash is kept", "the same, files evicted"):
         seconds = []
         for _ in range(arguments.runs):
-            if is_evicted:
+            if state.endswith("before"):
+                shutil.rmtree(arguments.work / "cache", ignore_errors=True)
+            elif state.endswith("evicted"):
                 evict(index_dir, clip_folder)
             seconds.append(time_command(arguments.work, index_dir, clip_folder))
-        state = "evicted" if is_evicted else "in the page cache"
         shown = ", ".join(f"{clock:.1f} s ({core:.1f} core-seconds)" for clock, core in seconds)
-        print(f"redream search, files {state}: {shown}", flush=True)
+        print(f"redream search, {state}: {shown}", flush=True)
     subprocess.run(
         [sys.executable, "-m", "benchmarks.search_cold", "--work", str(arguments.work), "--parts"], check=True
     )

@@ -29,7 +29,7 @@ from flows.plan import checked_rerun
 from flows.request import (
     DEFAULT_OUT,
     checked_config,
-    checked_index,
+    checked_index_place,
     checked_out,
     checked_prompt,
     checked_request,
@@ -128,7 +128,7 @@ def search(
     overrides.setdefault("retrieval.num_recall", max(defaults.num_recall, top_k))
     config = checked_config(preset, "redream", overrides)
     text = checked_prompt(prompt)
-    checked_index(index, preset, config)
+    checked_index_place(index, preset, config)
     checked_weights(config)
     place = _open_index(index, config, preset, checked_out(out))
     from tasks.searching import search as search_index
@@ -440,7 +440,7 @@ def index_check(
 ) -> None:
     """Read every byte of an index, compare its search with an exact one, and look for its meshes."""
     config = checked_config(preset, "redream", parsed_settings(settings))
-    checked_index(index, preset, config)
+    checked_index_place(index, preset, config)
     from tasks.indexing import check
 
     report = check(index, config.retrieval.clip_model, queries)

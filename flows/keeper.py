@@ -64,6 +64,7 @@ def main() -> None:
 async def keep(max_resumes: int) -> None:
     from httpx import HTTPError
     from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
 
     async with get_client() as client:
         await create_pools(client)
@@ -75,6 +76,8 @@ async def keep(max_resumes: int) -> None:
                 await refuse_unknown_parameters(client)  # also after a deployment by hand
                 for line in await reconcile(client, max_resumes, datetime.now(UTC)):
                     print(f"keeper: {line}", file=sys.stderr, flush=True)
+            except ObjectNotFound:  # a run that was deleted meanwhile
+                pass
             except HTTPError as error:  # the server is away for a while; so are its runs
                 print(f"keeper: Prefect does not answer ({type(error).__name__})", file=sys.stderr, flush=True)
             await asyncio.sleep(LOOK_EVERY_SECONDS)

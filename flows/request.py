@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from redream.config import PRESETS, Method, RunConfig, with_overrides
-from redream.weights import weights_digest, weights_path
+from redream.weights import clip_identity, weights_path
 
 DEFAULT_OUT = os.environ.get("REDREAM_OUT") or "redream-out"
 RUNNERS = ("local", "dask", "ray")
@@ -160,6 +160,23 @@ def checked_asset(asset: str) -> Path:
 
 def checked_index(index: str, preset: str, config: RunConfig) -> None:
     """Check that there is an index to search and that it was made with the model that will search it."""
+    checked_index_place(index, preset, config)
+    if not index:
+        return
+    try:
+        made_with = json.loads((Path(index) / "manifest.json").read_text(encoding="utf-8"))["clip_model"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"--index {index}: its manifest.json is damaged; rebuild the index") from error
+    wanted = clip_identity(config.retrieval.clip_model)
+    if made_with != wanted:
+        raise ValueError(
+            f"--index {index} was made with CLIP {made_with}, this run searches with {wanted}; rebuild the index, or "
+            "choose its model with --set retrieval.clip_model=…"
+        )
+
+
+def checked_index_place(index: str, preset: str, config: RunConfig) -> None:
+    """Check that there is an index to search; opening it tells the rest."""
     if not index:
         if not config.retrieval.clip_model.startswith("mini:"):
             raise ValueError(
@@ -167,19 +184,8 @@ def checked_index(index: str, preset: str, config: RunConfig) -> None:
                 "a mesh with --asset FILE"
             )
         return
-    manifest = Path(index) / "manifest.json"
-    if not manifest.is_file():
+    if not (Path(index) / "manifest.json").is_file():
         raise ValueError(f"--index {index}: no index there (it has no manifest.json)")
-    try:
-        made_with = json.loads(manifest.read_text(encoding="utf-8"))["clip_model"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"--index {index}: its manifest.json is damaged; rebuild the index") from error
-    wanted = _clip_identity(config.retrieval.clip_model)
-    if wanted is not None and made_with != wanted:
-        raise ValueError(
-            f"--index {index} was made with CLIP {made_with}, this run searches with {wanted}; rebuild the index, or "
-            "choose its model with --set retrieval.clip_model=…"
-        )
 
 
 def checked_runner(name: str) -> str:
@@ -202,15 +208,6 @@ def checked_out(out: str | Path) -> Path:
     except OSError as error:
         raise ValueError(f"--out {out} cannot be written ({error.strerror}); choose another folder") from error
     return path
-
-
-def _clip_identity(model: str) -> str | None:
-    """Return what an index says of the CLIP it was made with, or nothing where only the opened model can tell."""
-    if model.startswith("mini:"):
-        return f"{model}@{weights_digest(model)}"
-    if Path(model).is_dir():
-        return f"{Path(model).resolve().name}@{weights_digest(model)}"
-    return None if Path(model.partition("/")[2]).is_file() else model
 
 
 def _literal(text: str) -> Any:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -21,6 +22,7 @@ from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas import filters
 from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run as this_run
 from prefect.states import Cancelled, Cancelling, Scheduled
 
@@ -92,10 +94,14 @@ def cancel_objects(batch_run_id: UUID) -> None:
     )
     with get_client(sync_client=True) as client:
         for _ in range(MAX_PAGES):
-            for run in client.read_flow_runs(flow_run_filter=found):
+            runs = client.read_flow_runs(flow_run_filter=found)
+            if not runs:
+                return
+            for run in runs:
                 # The server makes this `Cancelled` at once where nothing has begun. A crashed run would be resumed.
                 is_crashed = run.state is not None and run.state.is_crashed()
-                client.set_flow_run_state(run.id, Cancelled() if is_crashed else Cancelling(), force=is_crashed)
+                with suppress(ObjectNotFound):  # deleted meanwhile
+                    client.set_flow_run_state(run.id, Cancelled() if is_crashed else Cancelling(), force=is_crashed)
 
 
 def _submit(client: SyncPrefectClient, request: Request, parameters: dict[str, Any], gpus: int) -> FlowRun:

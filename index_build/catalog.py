@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections import Counter
@@ -20,6 +19,7 @@ from pathlib import Path
 from redream.config import DownloadConfig
 from redream.licenses import check_licenses, is_allowed, license_codes
 from redream.neighbors import Asset, UpAxis
+from redream.weights import default_cache_dir
 
 FIELDS = ("uid", "file", "caption", "license", "author", "source")
 MINI_SEED = 0
@@ -81,10 +81,6 @@ def open_catalog(
         reasons = ", ".join(f"{count} x {reason}" for reason, count in catalog.dropped.items()) or "it is empty"
         raise ValueError(f"catalog {name} has no asset to index ({reasons})")
     return catalog
-
-
-def default_cache_dir() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "redream"
 
 
 def allowed_assets(assets: Sequence[Asset], licenses: tuple[str, ...], dropped: Counter[str]) -> list[Asset]:

@@ -1,8 +1,8 @@
 """The text tower of an OpenCLIP model in NumPy: a search wants one vector, and torch alone takes seconds to import.
 
 It knows the form that released CLIP models have (Radford et al., 2021): a causal transformer of pre-norm blocks whose
-vector at the end token is projected. Any other model, and weights that are no safetensors at hand, are for `clip.py`,
-whose vectors these equal but for rounding.
+vector at the end token is projected. Whatever differs from that in any respect, and weights that are no safetensors at
+hand, are for `clip.py`, whose vectors these equal but for rounding.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import html
 import json
+import math
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.util import find_spec
@@ -24,8 +25,15 @@ from redream.weights import clip_identity, weights_path
 
 WEIGHTS = "open_clip_model.safetensors"
 HUB = {"ViT-L-14/laion2b_s32b_b82k": "laion/CLIP-ViT-L-14-laion2B-s32B-b82K"}  # where open_clip keeps what we name
-KNOWN_SETTINGS = {
-    "context_length", "vocab_size", "width", "heads", "layers", "pool_type", "eos_id", "pad_id", "hf_tokenizer_name",
+# open_clip's own defaults; a model with other settings is of another form.
+TEXT_SETTINGS = {
+    "context_length": 77, "vocab_size": 49_408, "width": 512, "heads": 8, "layers": 12, "pool_type": "argmax",
+    "eos_id": 2, "pad_id": 0, "hf_tokenizer_name": "",
+}  # fmt: skip
+MODEL_SETTINGS = {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"}
+TOKENIZER_SETTINGS = {
+    "tokenizer_class", "backend", "pad_token", "bos_token", "eos_token", "unk_token", "model_max_length",
+    "padding_side", "truncation_side",
 }  # fmt: skip
 LAYER_NORM_EPS = 1e-5
 MAX_CONFIG_BYTES = 2**20
@@ -39,16 +47,15 @@ class TextTower:
     """A frozen text tower on the CPU. `identity` and the vectors are those of `Clip` for the same model id."""
 
     def __init__(self, model_id: str, config: dict[str, Any], tokenize: Tokenize, weights: Any) -> None:
-        text = config["text_cfg"]
-        self.model_id = model_id
-        self.embedding_dim: int = config["embed_dim"]
+        text = {**TEXT_SETTINGS, **config["text_cfg"]}
         # Hashes gigabytes, beside what comes next.
         self._identity: Future[str] = ThreadPoolExecutor(1, thread_name_prefix="hash").submit(clip_identity, model_id)
+        self.embedding_dim: int = config["embed_dim"]
         self._tokenize = tokenize
-        self._num_heads: int = text.get("heads", 8)
-        self._end_token: int | None = text.get("eos_id", 2) if text.get("pool_type") == "eos" else None
+        self._num_layers: int = text["layers"]
+        self._num_heads: int = text["heads"]
+        self._end_token: int | None = text["eos_id"] if text["pool_type"] == "eos" else None
         self._activation = _quick_gelu if config.get("quick_gelu") else _gelu
-        self._num_layers: int = text.get("layers", 12)
         self._weights = weights
 
     @property
@@ -57,9 +64,10 @@ class TextTower:
         return self._identity.result()
 
     def embed_prompt(self, prompt: str) -> Float[np.ndarray, " dim"]:
-        """Embed a text, cut at the model's context length, as a unit vector."""
+        """Embed a text, cut at the model's context length, as a unit vector of float32."""
         tokens = self._tokenize(prompt)
-        end = tokens.index(max(tokens) if self._end_token is None else self._end_token)
+        end_token = max(tokens) if self._end_token is None else self._end_token
+        end = tokens.index(end_token) if end_token in tokens else 0
         tokens = tokens[: end + 1]  # what comes behind the end does not reach it
         x = self._weight("token_embedding.weight")[tokens] + self._weight("positional_embedding")[: len(tokens)]
         for layer in range(self._num_layers):
@@ -86,7 +94,7 @@ class TextTower:
         num_tokens, width = x.shape
         mixed = x @ self._weight(f"{name}.in_proj_weight").T + self._weight(f"{name}.in_proj_bias")
         query, key, value = mixed.reshape(num_tokens, 3, self._num_heads, -1).transpose(1, 2, 0, 3)
-        scores = query @ key.transpose(0, 2, 1) / np.sqrt(query.shape[-1])
+        scores = query @ key.transpose(0, 2, 1) * (width // self._num_heads) ** -0.5
         scores += np.triu(np.full((num_tokens, num_tokens), -np.inf, dtype=np.float32), k=1)
         shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
         shares /= shares.sum(axis=-1, keepdims=True)
@@ -98,55 +106,96 @@ def open_text_tower(model_id: str) -> TextTower | None:
     found = _files(model_id)
     if found is None:
         return None
-    config, weights, tokenizer = found
-    text = config.get("text_cfg", {})
-    is_plain = text.keys() <= KNOWN_SETTINGS and text.get("pool_type", "argmax") in ("argmax", "eos")
-    if not is_plain or config.get("custom_text") or "multimodal_cfg" in config or not weights.is_file():
+    config, path, folder = found
+    if not _is_plain(config) or not path.is_file():
         return None
-    context_length = text.get("context_length", 77)
-    if not text.get("hf_tokenizer_name"):
-        tokenize = _clip_tokenizer(context_length)
-    elif tokenizer is not None:
-        tokenize = _own_tokenizer(tokenizer, context_length)
-    else:
-        return None
+    text = {**TEXT_SETTINGS, **config["text_cfg"]}
+    tokenize = None
+    if not text["hf_tokenizer_name"] and text["vocab_size"] == TEXT_SETTINGS["vocab_size"]:
+        tokenize = _clip_tokenizer(text["context_length"])
+    elif text["hf_tokenizer_name"] and folder is not None and text["pool_type"] == "eos":  # a pad may be the greatest
+        tokenize = _own_tokenizer(folder, text["context_length"])
     try:
-        opened = safe_open(weights, framework="numpy")
+        weights: Any = safe_open(path, framework="numpy")
     except SafetensorError:
         return None
-    types = {opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118 (it is no mapping)
-    is_readable = types <= {"F32", "F16", "I64"} and "token_embedding.weight" in opened.keys()  # noqa: SIM118
-    return TextTower(model_id, config, tokenize, opened) if is_readable else None
+    if tokenize is None or not _has_tensors(weights, _shapes(text, config["embed_dim"])):
+        return None
+    return TextTower(model_id, config, tokenize, weights)
 
 
-def _files(model_id: str) -> tuple[dict[str, Any], Path, Path | None] | None:
-    """Return a model's configuration, its weights, and its tokenizer where it has one of its own."""
+def _files(model_id: str) -> tuple[Any, Path, Path | None] | None:
+    """Return a model's configuration, whatever it holds, its weights, and the folder that may have a tokenizer."""
     folder = Path(weights_path(model_id))
     if folder.is_dir():
-        path = folder / "open_clip_config.json"
-        if not path.is_file() or path.stat().st_size > MAX_CONFIG_BYTES:
-            return None
-        tokenizer = folder / "tokenizer.json"
-        config = json.loads(path.read_text()).get("model_cfg", {})
-        return config, folder / WEIGHTS, tokenizer if _is_plain_tokenizer(folder) else None
+        return _read_json(folder / "open_clip_config.json").get("model_cfg"), folder / WEIGHTS, folder
     architecture, _, pretrained = model_id.partition("/")
-    path = _open_clip_folder() / "model_configs" / f"{architecture}.json"
     weights = pretrained
     if model_id in HUB:
         from huggingface_hub import try_to_load_from_cache
 
         weights = try_to_load_from_cache(HUB[model_id], WEIGHTS)
-    if not isinstance(weights, str) or not weights.endswith(".safetensors") or not path.is_file():
+    if not isinstance(weights, str) or not weights.endswith(".safetensors"):
         return None
-    return json.loads(path.read_text()), Path(weights), None
+    return _read_json(_open_clip_folder() / "model_configs" / f"{architecture}.json"), Path(weights), None
 
 
-def _is_plain_tokenizer(folder: Path) -> bool:
-    """Tell whether a folder's `tokenizer.json` is all there is to its tokenizer."""
-    path = folder / "tokenizer_config.json"
-    if not (folder / "tokenizer.json").is_file() or not path.is_file() or path.stat().st_size > MAX_CONFIG_BYTES:
+def _read_json(path: Path) -> dict[str, Any]:
+    """Read an object; what is missing, too large or no object is an empty one."""
+    try:
+        content = json.loads(path.read_bytes()) if path.stat().st_size <= MAX_CONFIG_BYTES else {}
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _is_plain(config: Any) -> bool:
+    """Tell whether a configuration, which may come from anybody, is of the form that is known here."""
+    if not isinstance(config, dict) or not config.keys() <= MODEL_SETTINGS or type(config.get("embed_dim")) is not int:
         return False
-    return json.loads(path.read_text()).get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend")
+    if not isinstance(config.get("text_cfg"), dict) or not config["text_cfg"].keys() <= TEXT_SETTINGS.keys():
+        return False
+    text = {**TEXT_SETTINGS, **config["text_cfg"]}
+    if any(type(value) is not type(TEXT_SETTINGS[name]) for name, value in text.items()):
+        return False
+    are_sizes = all(text[name] > 0 for name in ("context_length", "vocab_size", "width", "heads"))
+    is_whole = are_sizes and text["width"] % text["heads"] == 0 and 0 <= text["layers"] <= 1000
+    return is_whole and text["pool_type"] in ("argmax", "eos")
+
+
+def _shapes(text: dict[str, Any], embed_dim: int) -> dict[str, list[int]]:
+    """Return the tensors of a text tower."""
+    width = text["width"]
+    shapes = {
+        "token_embedding.weight": [text["vocab_size"], width],
+        "positional_embedding": [text["context_length"], width],
+        "ln_final.weight": [width],
+        "ln_final.bias": [width],
+        "text_projection": [width, embed_dim],
+    }
+    for layer in range(text["layers"]):
+        block = f"transformer.resblocks.{layer}"
+        shapes |= {f"{block}.{norm}.{part}": [width] for norm in ("ln_1", "ln_2") for part in ("weight", "bias")}
+        shapes |= {
+            f"{block}.attn.in_proj_weight": [3 * width, width],
+            f"{block}.attn.in_proj_bias": [3 * width],
+            f"{block}.attn.out_proj.weight": [width, width],
+            f"{block}.attn.out_proj.bias": [width],
+            f"{block}.mlp.c_fc.weight": [4 * width, width],
+            f"{block}.mlp.c_fc.bias": [4 * width],
+            f"{block}.mlp.c_proj.weight": [width, 4 * width],
+            f"{block}.mlp.c_proj.bias": [width],
+        }
+    return shapes
+
+
+def _has_tensors(weights: Any, shapes: dict[str, list[int]]) -> bool:
+    """Tell whether a file has these tensors, in a type that NumPy has, and no other block."""
+    names = set(weights.keys())
+    if not shapes.keys() <= names or any(name.startswith("transformer.") for name in names - shapes.keys()):
+        return False
+    slices = {name: weights.get_slice(name) for name in shapes}
+    return all(part.get_shape() == shapes[name] and part.get_dtype() in ("F32", "F16") for name, part in slices.items())
 
 
 def _open_clip_folder() -> Path:
@@ -156,18 +205,28 @@ def _open_clip_folder() -> Path:
     return Path(spec.origin).parent
 
 
-def _own_tokenizer(path: Path, context_length: int) -> Tokenize:
+def _own_tokenizer(folder: Path, context_length: int) -> Tokenize | None:
+    """Open a folder's `tokenizer.json`, if that is all there is to its tokenizer."""
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(context_length)
+    settings = _read_json(folder / "tokenizer_config.json")
+    is_plain = settings.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend")
+    sides = {settings.get(side, "right") for side in ("padding_side", "truncation_side")}
+    if not is_plain or not settings.keys() <= TOKENIZER_SETTINGS or sides != {"right"}:
+        return None
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(context_length)
+    except Exception:  # the library raises no other
+        return None
     return lambda text: tokenizer.encode(_cleaned(text)).ids
 
 
 def _clip_tokenizer(context_length: int) -> Tokenize:
     """Build CLIP's tokenizer of byte pairs from the vocabulary that open_clip carries."""
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    import regex
+    from tokenizers import Tokenizer, models, pre_tokenizers
 
     lines = gzip.decompress((_open_clip_folder() / "bpe_simple_vocab_16e6.txt.gz").read_bytes()).decode().split("\n")
     merges = [(first, second) for first, second in map(str.split, lines[1 : NUM_MERGES + 1])]
@@ -176,19 +235,17 @@ def _clip_tokenizer(context_length: int) -> Tokenize:
     start, end = "<start_of_text>", "<end_of_text>"
     words = [*symbols, *(f"{symbol}</w>" for symbol in symbols), *map("".join, merges), start, end]
     vocabulary = {word: number for number, word in enumerate(words)}
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, end_of_word_suffix="</w>"))
-    pieces = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(pieces, behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
+    pairs = Tokenizer(models.BPE(vocabulary, merges, end_of_word_suffix="</w>"))
+    pairs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    pieces = regex.compile(
+        rf"{start}|{end}|'s|'t|'re|'ve|'m|'ll|'d|[\p{{L}}]+|[\p{{N}}]|[^\s\p{{L}}\p{{N}}]+", regex.IGNORECASE
     )
-    tokenizer.add_special_tokens([start, end])
 
     def tokenize(text: str) -> list[int]:
-        inner = tokenizer.encode(_cleaned(text).lower()).ids[: context_length - 2]
-        return [vocabulary[start], *inner, vocabulary[end]]
+        inner: list[int] = []
+        for piece in pieces.findall(_cleaned(text).lower()):
+            inner += [vocabulary[piece]] if piece in (start, end) else pairs.encode(piece).ids
+        return [vocabulary[start], *inner[: context_length - 2], vocabulary[end]]
 
     return tokenize
 
@@ -201,10 +258,9 @@ def _cleaned(text: str) -> str:
 
 
 def _gelu(x: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    from scipy.special import erf
-
-    return 0.5 * x * (1.0 + erf(x / np.sqrt(np.float32(2.0))))
+    erf = np.vectorize(math.erf, otypes=[np.float32])  # for some thousands of values; SciPy's takes longer to import
+    return 0.5 * x * (1.0 + erf(x * 2.0**-0.5))
 
 
 def _quick_gelu(x: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    return x / (1.0 + np.exp(-1.702 * x))
+    return 0.5 * x * (1.0 + np.tanh(0.851 * x))  # x times the logistic function of 1.702 x

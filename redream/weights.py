@@ -7,9 +7,12 @@ revision as `owner/name@revision`. Only the first two have files whose content c
 from __future__ import annotations
 
 import hashlib
+import os
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
+LARGE_BYTES = 64 * 2**20  # what takes a moment to hash
 MINI_WEIGHTS = Path(__file__).parent / "mini" / "weights"
 
 
@@ -66,5 +69,24 @@ def _digest(folder: Path, stamp: tuple[tuple[str, int, int], ...]) -> str:
 
 
 def _file_digest(path: Path) -> bytes:
+    """Hash a file; the hash of a large one is kept in the cache by the file's place, size and time."""
+    stat = path.stat()
+    stamp = f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}"
+    kept = default_cache_dir() / "digests" / hashlib.sha256(stamp.encode()).hexdigest()
+    is_large = stat.st_size >= LARGE_BYTES
+    if is_large and kept.is_file() and len(digest := kept.read_bytes()) == hashlib.sha256().digest_size:
+        return digest
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+        digest = hashlib.file_digest(file, "sha256").digest()
+    if is_large:
+        with suppress(OSError):  # a cache that cannot be written only costs time
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            aside = kept.with_suffix(f".{os.getpid()}")
+            aside.write_bytes(digest)
+            os.replace(aside, kept)
+    return digest
+
+
+def default_cache_dir() -> Path:
+    """Return where the user's machine keeps what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "redream"

@@ -48,7 +48,8 @@ def comparison(mlflow_run_ids: Sequence[str], experiment_id: str) -> str:
     runs, experiments = json.dumps(mlflow_run_ids[-MAX_COMPARED:]), json.dumps([experiment_id])
     num_others = min(len(mlflow_run_ids), MAX_COMPARED) - 1
     others = "another run" if num_others == 1 else f"{num_others} other runs"
-    return f"[Compare with {others} of this prompt](#/compare-runs?runs={quote(runs)}&experiments={quote(experiments)})"
+    address = f"#/compare-runs?runs={quote(runs, safe=':')}&experiments={quote(experiments)}"
+    return f"[Compare with {others} of this prompt]({address})"
 
 
 def _as_text(text: str) -> str:

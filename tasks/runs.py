@@ -16,7 +16,7 @@ import platform
 import re
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,7 +29,7 @@ from redream.config import RunConfig, flatten
 from tasks.notes import comparison, picture_and_files, run_note
 from tasks.records import ALIVE_LOCK, list_runs, run_folder
 from tasks.store import Output, StageKey, Store, write_json
-from tasks.tracking import Tracker, Tracking, default_tracking_uri, open_tracking
+from tasks.tracking import LOCAL, Tracker, Tracking, default_tracking_uri, open_tracking
 
 PICTURE = "orbit.png"  # of a run that made an object, in the run's folder
 # Of MLflow's list of runs, beside the figures of the last run that finished.
@@ -255,18 +255,22 @@ def _shown(run: Run, record: Mapping[str, Any], tracker: Tracker) -> list[str]:
     if not (run.folder / PICTURE).is_file():
         return []
     shown = picture_and_files(tracker.run_id, PICTURE, record["files"])
-    others = [
-        other["mlflow"]["run_id"]
-        for other in list_runs(Path(run.out))
-        if other["flow"] == record["flow"]
-        and other["prompt"] == run.prompt
-        and other["state"] == "finished"
-        and other["mlflow"]["uri"] == run.tracking.uri
-        and other["run_id"] != run.run_id
-    ]
-    if others and tracker.experiment_id:
+    if (others := _others(run, record)) and tracker.experiment_id:
         shown.append(comparison([*others, tracker.run_id], tracker.experiment_id))
     return shown
+
+
+def _others(run: Run, record: Mapping[str, Any]) -> list[str]:
+    """Return MLflow's ids of the other finished runs of a prompt, the oldest first."""
+    found = []
+    for path in (Path(run.out) / "runs").glob("*/run.json"):
+        with suppress(OSError, ValueError, KeyError, TypeError):  # somebody else's damage must not end this run
+            other = json.loads(path.read_text())
+            is_alike = all(other[name] == record[name] for name in ("flow", "prompt"))
+            is_shown = other["mlflow"]["uri"] == run.tracking.uri and not other["mlflow"]["run_id"].startswith(LOCAL)
+            if is_alike and is_shown and other["state"] == "finished" and other["run_id"] != run.run_id:
+                found.append((other["started"], other["mlflow"]["run_id"]))
+    return [mlflow_run_id for _, mlflow_run_id in sorted(found)]
 
 
 def _update(run: Run, change: Any) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def test_page_of_a_run_says_what_it_is_and_how_its_stages_went_in_minutes(site: 
 @needs_chromium
 def test_note_of_a_run_shows_its_picture_in_minutes(site: Site, page: Page) -> None:
     open_page(page, site.run, PROMPT)
-    picture = page.get_by_role("img", name="orbit.png")
+    picture = page.locator('img[src*="path=orbit.png"]')
     picture.wait_for(timeout=PATIENCE)
     page.wait_for_function("picture => picture.naturalWidth > 0", arg=picture.element_handle(), timeout=PATIENCE)
 

@@ -19,7 +19,7 @@ from flows.request import checked_prompt, checked_request, parsed_settings
 def weights_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """These tests are about requests; whether the miniature's weights are trained is another question."""
     monkeypatch.setattr(request, "weights_path", lambda model: model)
-    monkeypatch.setattr(request, "weights_digest", lambda model: "0123456789abcdef")
+    monkeypatch.setattr("redream.weights.weights_digest", lambda model: "0123456789abcdef")
 
 
 @pytest.mark.parametrize(

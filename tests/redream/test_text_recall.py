@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -33,6 +34,23 @@ def no_scann(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def exact(rows: np.ndarray, query: np.ndarray, num: int) -> np.ndarray:
     return np.argsort(-(rows @ query), kind="stable")[:num]
+
+
+def test_however_many_parts_the_codes_are_cut_into_the_same_is_found(
+    few_are_many: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    rows = unit_rows(8, num=NUM_ROWS, dim=DIM)
+    rows[1000:1400] = rows[:400]  # with the same scores
+    train_recall(rows, tmp_path / "scann")
+    found = []
+    for num_cores in (1, 2, 7, 100):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda process, num=num_cores: set(range(num)))
+        recall, _ = open_recall(rows.astype(np.float16), tmp_path / "scann", SCANN)
+        found.append([recall(query, 300) for query in unit_rows(7, num=5, dim=DIM)])
+    for other in found[1:]:
+        for (expected_rows, expected_cosines), (other_rows, other_cosines) in zip(found[0], other, strict=True):
+            np.testing.assert_array_equal(other_rows, expected_rows)
+            np.testing.assert_array_equal(other_cosines, expected_cosines)
 
 
 @pytest.mark.parametrize("num", [1, 2, 17, 500])

@@ -17,11 +17,13 @@ from safetensors.torch import save_file
 
 from redream.clip import Clip
 from redream.text_tower import HUB, TextTower, _clip_tokenizer, open_text_tower
+from redream.weights import weights_path
 
 PROMPTS = Path(__file__).parents[3] / "shared/data/prompts"
 TEXTS = [
     "a turquoise robot", "A  DSLR photo of\ta corgi, wearing a beret!!", "it's 1234 o'clock — you’ll see", "", "?",
     "naïve café Ünïcode 漢字 🙂 &amp;lt;b&gt;", "mojibake: schÃ¶n", "x" * 500, "word " * 200, "<end_of_text> behind",
+    "a !<end_of_text> owl", "an owl (<end_of_text>) on a chair", "<<start_of_text>", "\u0345 'ſ 'S <END_OF_TEXT>",
     "tab\x00null \x7f", "ﬁne ½ ² Ⅷ", "'s 're", "a\u2028b\u00a0c",
 ]  # fmt: skip
 END = 49407  # what comes behind it is not looked at
@@ -54,6 +56,7 @@ def saved(folder: Path, config: dict, dtype: torch.dtype = torch.float32) -> Pat
 def test_vectors_of_the_miniature_are_those_of_open_clip(name: str):
     clip, ours = Clip(f"mini:{name}"), tower(f"mini:{name}")
     assert (ours.identity, ours.embedding_dim) == (clip.identity, clip.embedding_dim)
+    assert ours.embed_prompt("an owl").dtype == np.float32
     for text in TEXTS:
         np.testing.assert_allclose(ours.embed_prompt(text), clip.embed_prompt(text), atol=1e-5)
 
@@ -100,13 +103,44 @@ def test_repository_of_a_named_model_is_that_of_open_clip():
 
 @pytest.mark.parametrize(
     "text_cfg",
-    [{"pool_type": "last"}, {"hf_model_name": "roberta-base"}, {"no_causal_mask": True}, {"hf_tokenizer_name": "x"}],
+    [
+        {"pool_type": "last"}, {"hf_model_name": "roberta-base"}, {"no_causal_mask": True}, {"hf_tokenizer_name": "x"},
+        {"layers": 3}, {"layers": 1}, {"layers": "2"}, {"heads": 3}, {"heads": 0}, {"context_length": 60},
+        {"width": 8}, {"vocab_size": 100}, {"eos_id": None},
+    ],
     ids=str,
-)
+)  # fmt: skip
 def test_a_model_of_another_form_is_left_to_open_clip(tmp_path: Path, text_cfg: dict):
     folder = saved(tmp_path / "model", TINY)
     config = {"model_cfg": {**TINY, "text_cfg": {**TINY["text_cfg"], **text_cfg}}}
     (folder / "open_clip_config.json").write_text(json.dumps(config))
+    assert open_text_tower(str(folder)) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "{}", '{"model_cfg": null}', '{"model_cfg": []}', '{"model_cfg": {"text_cfg": {}}}', "{", "[" * 10**5],
+)
+def test_a_configuration_that_makes_no_sense_is_left_to_open_clip(tmp_path: Path, text: str):
+    folder = saved(tmp_path / "model", TINY)
+    (folder / "open_clip_config.json").write_text(text)
+    assert open_text_tower(str(folder)) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("tokenizer.json", "{}"),
+        ("tokenizer_config.json", "[]"),
+        ("tokenizer_config.json", '{"tokenizer_class": "CLIPTokenizerFast"}'),
+        ("tokenizer_config.json", '{"tokenizer_class": "PreTrainedTokenizerFast", "padding_side": "left"}'),
+        ("tokenizer_config.json", '{"tokenizer_class": "PreTrainedTokenizerFast", "do_lower_case": true}'),
+    ],
+)
+def test_another_tokenizer_is_left_to_open_clip(tmp_path: Path, name: str, text: str):
+    folder = shutil.copytree(weights_path("mini:clip-retrieval"), tmp_path / "model")
+    assert open_text_tower(str(folder)) is not None
+    (folder / name).write_text(text)
     assert open_text_tower(str(folder)) is None
 
 

@@ -1,5 +1,9 @@
+import hashlib
+import os
+
 import pytest
 
+from redream import weights
 from redream.weights import weights_digest, weights_path
 
 
@@ -20,3 +24,27 @@ def test_digest_follows_content_and_not_place(tmp_path) -> None:
     assert first == same != other
     (tmp_path / "a" / "model.safetensors").write_text("22")
     assert weights_digest(str(tmp_path / "a")) != first
+
+
+def test_hash_of_a_large_file_is_kept_until_the_file_changes(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "LARGE_BYTES", 1)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"one")
+    first = weights._file_digest(path)
+    assert first == hashlib.sha256(b"one").digest()
+    (kept,) = (tmp_path / "cache/redream/digests").iterdir()
+    kept.write_bytes(b"\1" * 32)
+    assert weights._file_digest(path) == b"\1" * 32
+    kept.write_bytes(b"half")
+    assert weights._file_digest(path) == first
+    path.write_bytes(b"two")
+    os.utime(path, ns=(0, 1))  # as large as before
+    assert weights._file_digest(path) == hashlib.sha256(b"two").digest()
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "LARGE_BYTES", 1)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    (tmp_path / "file").write_bytes(b"x")
+    assert weights._file_digest(tmp_path / "file") == hashlib.sha256(b"x").digest()

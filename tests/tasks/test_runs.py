@@ -7,13 +7,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from mlflow.tracking import MlflowClient
 
 from redream.config import flatten, smoke
 from tasks.records import finished_stage, list_runs, read_run
-from tasks.runs import Run, open_run, record_result, settle_crashed
+from tasks.runs import PICTURE, Run, open_run, record_result, settle_crashed
 from tasks.stage import run_stage
 from tasks.store import stage_key
 from tasks.tracking import default_tracking_uri, drain
@@ -78,6 +79,26 @@ def test_runs_of_one_second_have_names_of_their_own(tmp_path: Path) -> None:
     assert len(names) == 4
     assert {record["run_id"] for record in list_runs(tmp_path)} == names
     assert all(name.isascii() for name in names)
+
+
+def test_run_that_made_an_object_shows_it_and_compares_it_whatever_became_of_other_runs(
+    tmp_path: Path, tracking_uri: str
+) -> None:
+    def made(prompt: str) -> tuple[str, str]:
+        with open_run("test", prompt, 0, smoke(), {"prompt": prompt}, tmp_path) as run:
+            (run.folder / PICTURE).write_bytes(b"picture")
+            record_result(run, {}, {}, [run.folder / PICTURE])
+        return run.mlflow_run_id, MlflowClient(tracking_uri).get_run(run.mlflow_run_id).data.tags["mlflow.note.content"]
+
+    first, note = made("a red cube")
+    assert f"![{PICTURE}](get-artifact?run_uuid={first}&path={PICTURE})" in note
+    assert "Compare" not in note
+    for number, damage in enumerate(("{half", "[]", "{}", '{"flow": "test", "prompt": "a red cube", "mlflow": 1}')):
+        (tmp_path / f"runs/damaged-{number}").mkdir()
+        (tmp_path / f"runs/damaged-{number}/run.json").write_text(damage)
+    made("a blue cube")
+    second, note = made("a red cube")
+    assert f"runs={quote(json.dumps([first, second]))}&" in note
 
 
 def test_finished_stage_is_found_after_the_run_unless_it_was_deleted(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
 
+from tasks.notes import comparison
 from tasks.spool import Outbox
 from tasks.tracking import (
     Tracker,
@@ -114,7 +115,7 @@ def log_stage(tracking: Tracking, folder: Path) -> float:
     stage.log_artifacts([folder / "file.txt"])
     stage.log_text("{}", "config.json")
     stage.finish("FAILED")
-    parent.set_tags({"note": f"see {parent.run_id}"})
+    parent.set_tags({"note": comparison([parent.run_id], "1")})
     parent.finish()
     return time.monotonic() - started
 
@@ -141,7 +142,9 @@ def test_dead_server_delays_a_stage_by_five_seconds_at_most_and_gets_everything_
     stages = [run for run in runs if run.info.run_name == "distill"]
     parents = {run.info.run_id for run in runs if run.info.run_name == "a red cube"}
     assert len(stages) == len(parents) == 2
-    assert {run.data.tags["note"] for run in runs if run.info.run_id in parents} == {f"see {id_}" for id_ in parents}
+    assert {run.data.tags["note"] for run in runs if run.info.run_id in parents} == {
+        comparison([id_], "1") for id_ in parents
+    }
     assert {run.data.tags["mlflow.parentRunId"] for run in stages} == parents
     for run in stages:
         history = client.get_metric_history(run.info.run_id, "loss")
