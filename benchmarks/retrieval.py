@@ -12,12 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -409,8 +411,9 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 5))
-    for row in results:
-        axes.plot(row["ms_prompts"], row["recall_prompts"], "o", label=row["method"])
+    for name, points in groupby(results, lambda row: re.sub(r" (ef|nprobe) \d+$", "", row["method"])):
+        times, recalls = zip(*((row["ms_prompts"], row["recall_prompts"]) for row in points), strict=True)
+        axes.plot(times, recalls, "o-", label=name)
     axes.set(xscale="log", xlabel="milliseconds per query", ylabel="recall@100 against exact search, prompts")
     axes.axhline(0.99, color="grey", linewidth=0.5)
     axes.axvline(20, color="grey", linewidth=0.5)
