@@ -23,6 +23,7 @@ from tasks.progress import duration
 from tasks.records import UNFINISHED
 
 PIPE_WIDTH = 1000  # characters
+ID_CHARS = 32  # what Objaverse's ids have; a file of a folder may have a longer one
 
 
 def console() -> Console:
@@ -49,7 +50,7 @@ def neighbor_table(neighbors: list[dict[str, Any]]) -> Table:
         table.add_row(
             f"{neighbor['score']:.3f}",
             f"{neighbor['text_score']:.3f}",
-            shown(asset["asset_id"][:12]),
+            shown(asset["asset_id"][:ID_CHARS]),
             shown(asset["caption"]),
             shown(asset["license"]),
         )
