@@ -16,8 +16,8 @@ test: ## everything that needs no GPU, no network and no patience
 	$(UV) run --frozen pytest -m "not slow and not network and not gpu"
 
 test-all: ## also what takes minutes
-	$(UV) sync --frozen
-	$(UV) run --frozen pytest -m "not network and not gpu"
+	$(UV) sync --frozen --extra dask --extra ray --group browser
+	$(UV) run --no-sync pytest -m "not network and not gpu"
 
 faults: ## kills of everything at every moment, as a table; ONLY=NAME makes one row, and root fills disks
 	$(UV) sync --frozen

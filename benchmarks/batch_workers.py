@@ -62,7 +62,7 @@ def measure(out: Path, workers: int, preset: str) -> dict[str, Any]:
     port, mlflow_port = free_port(), free_port()
     api = f"http://127.0.0.1:{port}/api"
     environment = own_environment("")
-    serve = ["serve", "--out", str(out), "--port", str(port), "--mlflow-port", str(mlflow_port)]
+    serve = ["serve", "--limit", "1", "--out", str(out), "--port", str(port), "--mlflow-port", str(mlflow_port)]
     processes = [subprocess.Popen([sys.executable, "-m", "flows.cli", *serve], env=environment)]
     try:
         wait_until(lambda: (out / ".serving.json").exists() or processes[0].poll() is not None)

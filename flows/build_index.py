@@ -29,7 +29,6 @@ from tasks.indexing import (
 from tasks.progress import track
 from tasks.runs import Run, open_run
 
-ONE_THREAD = {"threads_per_worker": 1}
 ONE_THREAD_RUNNER: Any = ThreadPoolTaskRunner(max_workers=1)  # its generics do not fit its own decorator's
 
 

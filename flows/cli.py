@@ -41,10 +41,10 @@ from flows.tables import (
     again,
     console,
     metric_table,
-    neighbor_table,
     print_batch,
     print_garbage,
     print_made,
+    print_neighbors,
     print_run,
     runs_table,
 )
@@ -137,7 +137,7 @@ def search(
     if as_json:
         _print_json({"prompt": text, "index": asdict(place), "neighbors": found})
     else:
-        console().print(neighbor_table(found))
+        print_neighbors(found)
 
 
 @app.command()
@@ -325,7 +325,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Another than this machine's own needs passwords.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of Prefect.")] = 4200,
     mlflow_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of MLflow.")] = 5000,
-    limit: Annotated[int, typer.Option(min=1, help="Runs at a time; one per GPU.")] = 1,
+    limit: Annotated[int, typer.Option(min=0, help="Runs at a time; 0 for one more than may train.")] = 0,
     max_resumes: Annotated[int, typer.Option(min=0, help="Attempts after crashes, for each run.")] = 3,
 ) -> None:
     """Run Prefect, MLflow and a worker on this machine, until Ctrl-C."""
@@ -378,6 +378,8 @@ def index_build(
     checked_runner(runner)
     if catalog not in ("objaverse", "mini") and not Path(catalog).is_dir():
         raise ValueError(f"--catalog {catalog}: give objaverse, mini, or a folder of meshes")
+    if catalog == "objaverse" and not captions:
+        raise ValueError("objaverse needs --captions: a Cap3D CSV, or a hub id such as tiange/Cap3D@REVISION")
     if catalog == "mini" and not index and not config.retrieval.clip_model.startswith("mini:"):
         raise ValueError(f"preset {preset} has no catalog of its own to index; choose mini, or name one with --catalog")
     if catalog == "mini" and (captions or licenses or renders):

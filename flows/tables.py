@@ -17,6 +17,8 @@ from rich.table import Column, Table
 
 from flows.plan import first_unfinished
 from flows.request import DEFAULT_OUT
+from redream.licenses import attribution
+from redream.neighbors import Asset
 from redream.page import visible_text
 from tasks.garbage import Garbage
 from tasks.progress import duration
@@ -35,7 +37,7 @@ def print_made(made: dict[str, Any], out: str) -> None:
     """Say what was found, the figures, where the page is and how to open MLflow."""
     screen = console()
     if made["neighbors"]:
-        screen.print(neighbor_table(made["neighbors"]))
+        print_neighbors(made["neighbors"])
     screen.print(metric_table(made["metrics"], title=made["prompt"]))
     for name in ("page", "turntable", "mesh"):
         screen.print(f"{name:<10}{made[name]}", soft_wrap=True)
@@ -43,7 +45,15 @@ def print_made(made: dict[str, Any], out: str) -> None:
     screen.print(f"{'MLflow':<10}redream ui{where}", soft_wrap=True)
 
 
-def neighbor_table(neighbors: list[dict[str, Any]]) -> Table:
+def print_neighbors(neighbors: list[dict[str, Any]]) -> None:
+    """Say what was found, and whose work it is."""
+    screen = console()
+    screen.print(_neighbor_table(neighbors))
+    for neighbor in neighbors:
+        screen.print(shown(attribution(Asset(**neighbor["asset"]))), soft_wrap=True)
+
+
+def _neighbor_table(neighbors: list[dict[str, Any]]) -> Table:
     table = Table("score", "text", "asset", "caption", "licence", box=None)
     for neighbor in neighbors:
         asset = neighbor["asset"]

@@ -33,12 +33,12 @@ STOPPED = "The worker was stopped; another attempt continues from the last check
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m flows.worker", description=(__doc__ or "").partition(":")[0])
     parser.add_argument("--pool", default="local", help="work pool of the Prefect server at PREFECT_API_URL")
-    parser.add_argument("--limit", type=int, default=1, help="runs at a time; one per GPU")
+    parser.add_argument("--limit", type=int, default=1, help="runs at a time; 0 for one more than may train")
     parser.add_argument("--name", default=f"{socket.gethostname()}-{os.getpid()}")
     parser.add_argument("--out", default=DEFAULT_OUT, help="where runs, stage outputs and databases go")
     asked = parser.parse_args()
-    if asked.limit < 1:
-        parser.error(f"--limit is {asked.limit}; it must be at least 1")
+    if asked.limit < 0:
+        parser.error(f"--limit is {asked.limit}; it must be at least 0")
     try:
         out = checked_out(asked.out)
     except ValueError as error:
@@ -46,7 +46,15 @@ def main() -> None:
     if "PREFECT_API_URL" not in os.environ:
         parser.error("set PREFECT_API_URL to the server's address, such as http://127.0.0.1:4200/api")
     prepare_worker(out)
-    sys.exit(asyncio.run(work(asked.pool, asked.limit, asked.name)))
+    sys.exit(asyncio.run(work(asked.pool, asked.limit or one_more_than_may_train(), asked.name)))
+
+
+def one_more_than_may_train() -> int:
+    """Return how many runs keep the machine's GPUs busy: while one trains, the next one's first stages need none."""
+    from tasks.slots import asked_slots
+    from tasks.stage import default_slots
+
+    return (asked_slots() or default_slots()) + 1
 
 
 async def work(pool: str, limit: int, name: str) -> int:

@@ -7,7 +7,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-MAX_JSON = 64 * 2**20  # bytes; a longer one says nothing here, and `load_mesh` decides about it
+MAX_JSON = 16 * 2**20  # bytes, of which some hundred MB of lists can come; a longer one says nothing here
 
 
 def gltf_json(path: Path) -> dict[str, Any]:
@@ -21,6 +21,6 @@ def gltf_json(path: Path) -> dict[str, Any]:
             else:
                 text = start + file.read(MAX_JSON)
         tree = json.loads(text.decode("utf-8-sig")) if len(text) < MAX_JSON else {}
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError, RecursionError, MemoryError):
         return {}
     return tree if isinstance(tree, dict) else {}

@@ -36,6 +36,7 @@ BACKGROUND = 1.0
 MESH_LIMITS = "mesh_limits"  # the setting that decides whether a mesh opens, and not what it looks like
 
 MAX_IMAGE_PIXELS = 4096 * 4096
+MAX_ARCHIVE_BYTES = 256 * 2**20  # of one asset's renders
 MAX_IMAGE_BYTES = 64 * 2**20  # unpacked, of one file of an archive
 PUBLISHED_VIEWS = 20  # of an asset, fewer where some are blank
 _PUBLISHED_IMAGE = re.compile(r"(?:.*/)?\d+\.(?:png|jpe?g)")
@@ -159,6 +160,8 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
 def _published_images(archive: zipfile.ZipFile, member: str, image_size: int) -> Views:
     """Read the images of one asset's zip file; blank ones, which Cap3D warns of, are left out."""
     try:
+        if archive.getinfo(member).file_size > MAX_ARCHIVE_BYTES:
+            raise AssetError(f"{Path(member).name}: the file is larger than {MAX_ARCHIVE_BYTES >> 20} MiB.")
         with archive.open(member) as content, zipfile.ZipFile(io.BytesIO(content.read())) as images:
             entries = sorted(
                 (entry for entry in images.infolist() if _PUBLISHED_IMAGE.fullmatch(entry.filename)),

@@ -59,6 +59,10 @@ def retrieve(
 @task(name="take_assets", cache_policy=NO_CACHE)
 def take_assets(run: Run, mesh_paths: list[str], limits: MeshLimits, up_axis: UpAxis = "+Y") -> Output:
     """Start from the user's own meshes instead: the paper's enhancement of given 3D data."""
+    from redream.assets import load_mesh
+
+    for path in mesh_paths:
+        load_mesh(path, limits, up_axis)  # refuses what is no mesh, with the reason, before anything of it is read here
     inputs = {
         f"asset_{number}_{place}": file_digest(file)
         for number, path in enumerate(mesh_paths)
@@ -67,11 +71,8 @@ def take_assets(run: Run, mesh_paths: list[str], limits: MeshLimits, up_axis: Up
     settings = {"prompt": run.prompt, "up_axis": up_axis}
 
     def produce(work: Work) -> dict[str, object]:
-        from redream.assets import load_mesh
-
         neighbors = []
         for number, path in enumerate(mesh_paths):
-            load_mesh(path, limits, up_axis)  # refuses what is no mesh, with the reason
             asset = Asset(
                 asset_id=f"own-{number}-{inputs[f'asset_{number}_0'][:12]}",
                 mesh_path=path,

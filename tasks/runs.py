@@ -87,8 +87,11 @@ def open_run(
         repeats: the run that this one repeats in part.
         batch: the run of the batch that this one belongs to.
     """
+    repeated = (repeats.run_id, repeats.mlflow_run_id) if repeats is not None else ("", "")
     if (flow_run.run_count or 0) > 1:  # an earlier attempt died, and could not close what it had opened
         settle_crashed(out)
+        if repeats is None:
+            repeated = _earlier_attempt(out)
     started = datetime.now(UTC)
     run_id = new_run_id(prompt, started, request)
     run_folder(out, run_id).mkdir(parents=True)
@@ -96,8 +99,7 @@ def open_run(
     prefect_tags = _prefect_tags()
     tags = {"redream.run_id": run_id, "redream.flow": name, "redream.prompt": prompt, "redream.batch": batch}
     tags |= prefect_tags
-    if repeats is not None:
-        tags |= {"redream.rerun_of": repeats.run_id, "redream.rerun_of_mlflow_run": repeats.mlflow_run_id}
+    tags |= {"redream.rerun_of": repeated[0], "redream.rerun_of_mlflow_run": repeated[1]}
     tracker = Tracker.start(tracking, prompt[:80], tags, note=run_note(prompt, run_id, tags))
     settings = flatten(config) if config is not None else {}
     tracker.log_params({**request, **settings})
@@ -128,7 +130,7 @@ def open_run(
             "process": {"host": platform.node(), "pid": os.getpid()},
             "mlflow": {"uri": tracking.uri, "run_id": tracker.run_id},
             "prefect": prefect_tags,
-            "rerun_of": repeats.run_id if repeats is not None else "",
+            "rerun_of": repeated[0],
             "salts": run.salts,
             "batch": batch,
             "settings": settings,
@@ -198,7 +200,7 @@ def settle_crashed(out: Path) -> list[str]:
         if record["state"] == "crashed" and json.loads(path.read_text())["state"] == "running":
             write_json(path, {name: value for name, value in record.items() if name != "folder"})
             tracking = open_tracking(record["mlflow"]["uri"], out)
-            Tracker(tracking, record["mlflow"]["run_id"]).close_crashed()
+            Tracker(tracking, record["mlflow"]["run_id"]).close_open()
             settled.append(record["run_id"])
     return settled
 
@@ -228,9 +230,22 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
+def _earlier_attempt(out: Path) -> tuple[str, str]:
+    """Return the run that this flow run's last attempt made, here and in MLflow: Prefect's Retry repeats it."""
+    attempts = [record for record in list_runs(out) if record["prefect"].get("prefect.flow_run_id") == flow_run.id]
+    return (attempts[-1]["run_id"], attempts[-1]["mlflow"]["run_id"]) if attempts else ("", "")
+
+
 def _finish(run: Run, tracker: Tracker, state: str, status: str, error: str = "") -> None:
     ended = datetime.now(UTC).isoformat(timespec="seconds")
-    record = _update(run, lambda record: record.update(state=state, ended=ended, **({"error": error} if error else {})))
+
+    def end(record: dict[str, Any]) -> None:
+        record.update(state=state, ended=ended, **({"error": error} if error else {}))
+        for entry in record["stages"].values():
+            if entry["state"] in ("running", "waiting"):  # in a thread that nobody waits for any more
+                entry.update(state="stopped", ended=_now())
+
+    record = _update(run, end)
     tracker.set_tags(
         {
             "redream.state": state,
@@ -246,6 +261,8 @@ def _finish(run: Run, tracker: Tracker, state: str, status: str, error: str = ""
     )
     tracker.log_artifacts([run.folder / "run.json"])
     tracker.finish(status)
+    if state != "finished":
+        tracker.close_open()
     tracker.drain()
     _update(run, lambda record: record["mlflow"].update(run_id=tracker.run_id))  # it may have been a local one
 

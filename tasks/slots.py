@@ -1,7 +1,8 @@
 """A machine's GPUs as a counted resource: as many trainings at a time as there are slots, whoever starts them.
 
-A slot is a lock on a file in the output folder, so that all processes on a machine share the count and the kernel frees
-the slot of a process that dies. The stages of one process share one slot: they are one run's, and were given one GPU.
+A slot is a lock on a file in one folder of the machine, so that all processes share the count, whatever they write to,
+and the kernel frees the slot of a process that dies. Processes that see other devices (`CUDA_VISIBLE_DEVICES`) count
+apart. The stages of one process share one slot: they are one run's, and were given one GPU.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +21,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 NUM_SLOTS = "REDREAM_GPUS"  # environment variable: trainings at a time on this machine
+SLOTS_FOLDER = "REDREAM_SLOTS"  # environment variable: where the locks are
 POLL_SECONDS = 0.5
 
 
@@ -40,12 +43,12 @@ _held: dict[Path, _Held] = {}
 
 
 @contextmanager
-def gpu_slot(out: Path, num_slots: int, on_wait: Callable[[], None] = lambda: None) -> Iterator[int]:
+def gpu_slot(folder: Path, num_slots: int, on_wait: Callable[[], None] = lambda: None) -> Iterator[int]:
     """Hold one of the machine's slots and give its number; `on_wait` is called while others have them all."""
     with _guard:  # also while waiting: the process's other stages wait for the same slot
-        held = _held.get(out)
+        held = _held.get(folder)
         if held is None:
-            held = _held[out] = _acquire(out / "slots", num_slots, on_wait)
+            held = _held[folder] = _acquire(folder, num_slots, on_wait)
         held.users += 1
     try:
         yield held.number
@@ -54,15 +57,15 @@ def gpu_slot(out: Path, num_slots: int, on_wait: Callable[[], None] = lambda: No
             held.users -= 1
             if held.users == 0:
                 held.lock.release()
-                del _held[out]
+                del _held[folder]
 
 
 def _acquire(folder: Path, num_slots: int, on_wait: Callable[[], None]) -> _Held:
-    folder.mkdir(parents=True, exist_ok=True)
-    machine = re.sub(r"[^A-Za-z0-9-]", "-", platform.node())
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+    group = re.sub(r"[^A-Za-z0-9-]", "-", f"{platform.node()}-{devices}")[:100]
     while True:
         for number in range(num_slots):
-            lock = FileLock(folder / f"{machine}-{number}.lock", thread_local=False)
+            lock = FileLock(folder / f"{group}-{number}.lock", thread_local=False)
             try:
                 lock.acquire(timeout=0)
             except Timeout:
@@ -70,6 +73,20 @@ def _acquire(folder: Path, num_slots: int, on_wait: Callable[[], None]) -> _Held
             return _Held(lock, number, users=0)
         on_wait()
         time.sleep(POLL_SECONDS)
+
+
+def slots_folder() -> Path:
+    """Return the folder of this machine's locks: `REDREAM_SLOTS`, else one of the user's among the temporary files.
+
+    Raises:
+        ValueError: somebody else has made it.
+    """
+    given = os.environ.get(SLOTS_FOLDER)
+    folder = Path(given) if given else Path(tempfile.gettempdir(), f"redream-slots-{os.getuid()}")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not given and folder.stat().st_uid != os.getuid():
+        raise ValueError(f"{folder} belongs to another user; set {SLOTS_FOLDER} to a folder of your own")
+    return folder
 
 
 def asked_slots() -> int | None:

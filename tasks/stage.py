@@ -26,7 +26,7 @@ from prefect.states import Completed
 
 from tasks.progress import duration, raise_if_stopped, say, track
 from tasks.runs import Run, record_failure, record_stage, record_start
-from tasks.slots import asked_slots, gpu_slot
+from tasks.slots import asked_slots, gpu_slot, slots_folder
 from tasks.store import Output, StageKey, salted
 from tasks.tracking import Tracker
 
@@ -180,7 +180,7 @@ def _training_slot(run: Run, key: StageKey) -> Iterator[None]:
             say(f"{key.stage}: waiting for other runs to leave a GPU")
             has_waited = True
 
-    with gpu_slot(Path(run.out), asked_slots() or default_slots(), wait) as number:
+    with gpu_slot(slots_folder(), asked_slots() or default_slots(), wait) as number:
         if torch.cuda.is_available():
             torch.cuda.set_device(number % torch.cuda.device_count())
         yield

@@ -190,8 +190,8 @@ class Tracker:
         self._send("end", status=status)
         self._courier.drain(FINISH_PATIENCE)
 
-    def close_crashed(self) -> None:
-        """Close the run of a process that died, and those nested in it, as KILLED where they are still open."""
+    def close_open(self) -> None:
+        """Close a run whose process died or gives up, and those nested in it, as KILLED where they are still open."""
         self._send("kill")
 
     def drain(self) -> None:

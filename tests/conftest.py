@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ os.environ.update(
     PREFECT_SERVER_API_BLOCKS_REGISTER_ON_START="false",
     TOKENIZERS_PARALLELISM="false",
     HF_HUB_OFFLINE="1",
+    REDREAM_SLOTS=tempfile.mkdtemp(prefix="redream-slots-"),  # nobody else's training holds up a test
 )
 for name in ("PREFECT_API_URL", "PREFECT_PROFILE", "MLFLOW_TRACKING_URI", "REDREAM_TRACEBACK"):
     os.environ.pop(name, None)

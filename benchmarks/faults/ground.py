@@ -131,7 +131,17 @@ class Served:
     def __init__(self, ground: Ground, out: Path) -> None:
         shutil.rmtree(out, ignore_errors=True)
         self.port, mlflow_port = free_port(), free_port()
-        command = ["serve", "--out", str(out), "--port", str(self.port), "--mlflow-port", str(mlflow_port)]
+        command = [
+            "serve",
+            "--limit",
+            "1",
+            "--out",
+            str(out),
+            "--port",
+            str(self.port),
+            "--mlflow-port",
+            str(mlflow_port),
+        ]
         self.process = ground.start("servers", [*command, "--max-resumes", "1"], servers={})
         self.addresses = {
             "PREFECT_API_URL": f"http://127.0.0.1:{self.port}/api",

@@ -42,20 +42,6 @@ def train_perceptual(name: str, renders: Renders, num_steps: int, work: Path, ou
     model.save(out)
 
 
-def judge_accuracy(net: PerceptualNet, renders: Renders, num_images: int = 2_000) -> dict[str, float]:
-    """Return the shares of images whose category, colour and view the network names rightly."""
-    generator = torch.Generator().manual_seed(0)
-    indices = torch.randperm(len(renders), generator=generator)[:num_images]
-    with torch.no_grad():
-        logits = net(draw_images(renders, indices, generator))
-    right = {
-        "category": logits.category.argmax(1) == renders.category[indices],
-        "color": logits.color.argmax(1) == renders.color[indices],
-        "view": (logits.view.argmax(1) == renders.view[indices])[renders.view[indices] >= 0],
-    }
-    return {name: float(values.float().mean()) for name, values in right.items()}
-
-
 def _augment(
     images: Float[Tensor, "batch 3 height width"], generator: torch.Generator
 ) -> Float[Tensor, "batch 3 height width"]:

@@ -390,3 +390,18 @@ def test_tiny_and_huge_units_give_the_same_surface(tmp_path: Path, size: float) 
     assert (np.linalg.norm(mesh.face_normals, axis=1) > 0.99).all()
     extents = np.ptp(trimesh.transform_points(mesh.vertices, matrix), axis=0)
     np.testing.assert_allclose(extents, np.array([3, 1, 2]) / np.sqrt(14), rtol=1e-4)
+
+
+def test_five_million_triangles_open_within_the_limits_and_one_more_is_refused_in_minutes(tmp_path: Path):
+    width, height = 2500, 1000
+    x, y = np.meshgrid(np.arange(width + 1), np.arange(height + 1), indexing="xy")
+    vertices = np.stack([x.ravel(), y.ravel(), np.sin(0.1 * x.ravel())], axis=1).astype(np.float32)
+    corner = (np.arange(height)[:, None] * (width + 1) + np.arange(width)).ravel()
+    right, below = corner + 1, corner + width + 1
+    faces = np.concatenate([np.stack([corner, right, below], 1), np.stack([right, below + 1, below], 1)])
+    trimesh.Trimesh(vertices, faces, process=False).export(tmp_path / "many.glb")
+    scene = load_mesh(tmp_path / "many.glb")
+    assert sum(len(mesh.faces) for mesh in scene.geometry.values()) == 5_000_000
+    trimesh.Trimesh(vertices, np.concatenate([faces, faces[:1]]), process=False).export(tmp_path / "more.glb")
+    with pytest.raises(AssetError, match=r"more\.glb .* up to 5,000,000 triangles are allowed"):
+        load_mesh(tmp_path / "more.glb")

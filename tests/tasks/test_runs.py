@@ -14,10 +14,10 @@ from mlflow.tracking import MlflowClient
 
 from redream.config import flatten, smoke
 from tasks.records import finished_stage, list_runs, read_run
-from tasks.runs import PICTURE, Run, open_run, record_result, settle_crashed
+from tasks.runs import PICTURE, Run, open_run, record_result, record_start, settle_crashed
 from tasks.stage import run_stage
 from tasks.store import stage_key
-from tasks.tracking import default_tracking_uri, drain
+from tasks.tracking import Tracker, default_tracking_uri, drain
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +70,26 @@ def test_broken_run_says_how_it_ended(
     assert record["error"].startswith(type(error).__name__)
     assert "Traceback" in (tmp_path / "runs" / record["run_id"] / "error.txt").read_text()
     assert MlflowClient(tracking_uri).get_run(record["mlflow"]["run_id"]).info.status == status
+
+
+def test_stage_that_nobody_waits_for_any_more_ends_with_its_run(tmp_path: Path, tracking_uri: str) -> None:
+    with pytest.raises(SystemExit), open_run("test", "a red cube", 0, smoke(), {"prompt": "x"}, tmp_path) as run:
+        record_start(run, stage_key("distill", 1, {}, {}))
+        stage = Tracker.start(run.tracking, "distill", {}, parent=run.mlflow_run_id)
+        raise SystemExit(143)
+    assert read_run(tmp_path, run.run_id)["stages"]["distill"]["state"] == "stopped"
+    client = MlflowClient(tracking_uri)
+    assert {client.get_run(run_id).info.status for run_id in (run.mlflow_run_id, stage.run_id)} == {"KILLED"}
+
+
+def test_another_attempt_names_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__ID", "0" * 32)
+    with pytest.raises(ZeroDivisionError):
+        one_run(tmp_path, ZeroDivisionError())
+    (first,) = list_runs(tmp_path)
+    monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__RUN_COUNT", "2")
+    second = one_run(tmp_path)
+    assert (first["rerun_of"], read_run(tmp_path, second.run_id)["rerun_of"]) == ("", first["run_id"])
 
 
 def test_runs_of_one_second_have_names_of_their_own(tmp_path: Path) -> None:

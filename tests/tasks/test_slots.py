@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
 import pytest
 
-from tasks.slots import NUM_SLOTS, asked_slots, gpu_slot
+from tasks.slots import NUM_SLOTS, SLOTS_FOLDER, asked_slots, gpu_slot, slots_folder
 
 HOLD = """
 import sys, time
@@ -68,6 +70,30 @@ def test_stages_of_one_process_share_a_slot_until_the_last_leaves(tmp_path: Path
         thread.join()
     assert numbers == [0, 0]
     process, _ = hold(tmp_path, 1)  # would wait for ever if it had not been given back
+    process.kill()
+    process.wait()
+
+
+def test_machine_has_one_folder_of_slots_that_nobody_else_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SLOTS_FOLDER, str(tmp_path / "given"))
+    assert slots_folder() == tmp_path / "given"
+    monkeypatch.delenv(SLOTS_FOLDER)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert slots_folder() == slots_folder()
+    assert slots_folder().stat().st_mode & 0o777 == 0o700
+    other = os.getuid() + 1
+    (tmp_path / f"redream-slots-{other}").mkdir()
+    monkeypatch.setattr(os, "getuid", lambda: other)
+    with pytest.raises(ValueError, match="belongs to another user"):
+        slots_folder()
+
+
+def test_processes_that_see_other_devices_count_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    process, _ = hold(tmp_path, 1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    with gpu_slot(tmp_path, 1, full):
+        pass
     process.kill()
     process.wait()
 

@@ -210,7 +210,7 @@ def test_crashed_run_is_closed_with_what_is_nested_in_it(tracking: Tracking) -> 
     ended = Tracker.start(tracking, "ended", {}, parent=parent.run_id)
     ended.finish()
     under_way = Tracker.start(tracking, "under way", {}, parent=parent.run_id)
-    parent.close_crashed()
+    parent.close_open()
     parent.drain()
     client = MlflowClient(tracking.uri)
     states = [client.get_run(tracker.run_id).info.status for tracker in (parent, ended, under_way)]
@@ -225,7 +225,7 @@ def test_what_a_dead_process_could_not_open_in_time_is_closed_as_well(mlflow_fol
     tags = {"redream.local_id": "local:late"}
     create = {"kind": "create", "run": "local:late", "time": 1, "name": "late", "parent": parent.run_id, "tags": tags}
     (box / "00000001.json").write_text(json.dumps(create))
-    parent.close_crashed()
+    parent.close_open()
     parent.drain()
     client = MlflowClient(tracking.uri)
     (late,) = client.search_runs([experiment_id(tracking)], "attributes.run_name = 'late'")
