@@ -35,16 +35,17 @@ from flows.parameters import MethodName, Place, PresetName, Processes, Prompts, 
 from flows.request import DEFAULT_OUT, Request, checked_out
 from flows.submitted import Over, cancel_submitted, run_on_workers
 from redream.config import flatten
-from redream.gallery import GalleryItem, write_gallery
+from redream.gallery import GalleryItem, StageSpan, write_gallery
 from redream.page import visible_text
 from tasks import adaptation, delivery, distillation, evaluation, exporting, indexing, orientation, rendering, retrieval
-from tasks.gallery import stage_spans, thumbnail
+from tasks.gallery import gallery_markdown, stage_spans, thumbnail
 from tasks.progress import duration, say, track
 from tasks.records import list_runs, read_run, run_folder
 from tasks.runs import Run, open_run, record_result
 from tasks.slots import NUM_SLOTS, asked_slots
 from tasks.stage import default_slots
 from tasks.store import write_json
+from tasks.tracking import run_address
 
 VERSIONS = {
     "index": indexing.STAGE_VERSION, "retrieve": retrieval.STAGE_VERSION, "take_assets": retrieval.STAGE_VERSION,
@@ -298,18 +299,28 @@ def _deliver(run: Run, title: str, outcomes: Sequence[Outcome]) -> dict[str, Any
     counts = {state: sum(o.state == state for o in outcomes) for state in ("done", "skipped", "failed", "stopped")}
     summary = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
     gallery = run.folder / "gallery.html"
-    _write_gallery(run, gallery, title, summary, outcomes)
+    items, spans = _gallery(run, outcomes)
+    write_gallery(gallery, title, summary, items, spans)
     result = {"run_id": run.run_id, "gallery": str(gallery), "outcomes": [asdict(outcome) for outcome in outcomes]}
     write_json(run.folder / "outcomes.json", result)
     figures = {f"batch/{state}": float(number) for state, number in counts.items()}
     record_result(run, figures, {}, [gallery, run.folder / "outcomes.json"])
     rows = [{**asdict(o), "prompt": visible_text(o.prompt), "metrics": _figures(o.metrics)} for o in outcomes]
     create_table_artifact(key="batch", table=rows, description=summary)
-    create_markdown_artifact(key="gallery", markdown=f"{summary}\n\nGallery: `{gallery}`", description=summary)
+    shown = list(zip(items, (_address(run, outcome) for outcome in outcomes), strict=True))
+    create_markdown_artifact(key="gallery", markdown=gallery_markdown(shown, summary, gallery), description=summary)
     return result
 
 
-def _write_gallery(run: Run, path: Path, title: str, summary: str, outcomes: Sequence[Outcome]) -> None:
+def _address(run: Run, outcome: Outcome) -> str:
+    """Return where MLflow shows an object's run; empty where it has no page there."""
+    if not outcome.run_id:
+        return ""
+    mlflow = read_run(Path(run.out), outcome.run_id)["mlflow"]
+    return run_address(run.tracking, mlflow["run_id"]) if mlflow["uri"] == run.tracking.uri else ""
+
+
+def _gallery(run: Run, outcomes: Sequence[Outcome]) -> tuple[list[GalleryItem], list[StageSpan]]:
     items, spans = [], []
     out = Path(run.out)
     began = datetime.fromisoformat(read_run(out, run.run_id)["started"])
@@ -330,7 +341,7 @@ def _write_gallery(run: Run, path: Path, title: str, summary: str, outcomes: Seq
                 metrics=outcome.metrics,
             )
         )
-    write_gallery(path, title, summary, items, spans)
+    return items, spans
 
 
 def _thumbnail(out: Path, record: Mapping[str, Any]) -> bytes:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from redream.gallery import StageSpan
+from redream.gallery import GalleryItem, StageSpan
 from tasks.evaluation import sheet_name
+from tasks.notes import as_text, data_url
 from tasks.records import finished_stage
 
 THUMBNAIL_SIZE = 192  # pixels
+MAX_PICTURES = 60  # in an artifact of Prefect's, which is one text
 TRAININGS = ("warm_up", "adapt", "distill")
 
 
@@ -28,6 +30,17 @@ def thumbnail(out: Path, record: Mapping[str, Any]) -> bytes:
     buffer = io.BytesIO()
     view.save(buffer, format="JPEG", quality=85)
     return buffer.getvalue()
+
+
+def gallery_markdown(items: Sequence[tuple[GalleryItem, str]], summary: str, gallery: Path) -> str:
+    """Describe a batch for Prefect's page: each object's picture, figures, and address in MLflow, where it has one."""
+    lines = [summary, "", f"Gallery: `{gallery}`", "", "| | object | figures |", "|---|---|---|"]
+    for number, (item, address) in enumerate(items):
+        picture = f"![]({data_url(item.thumbnail)})" if item.thumbnail and number < MAX_PICTURES else ""
+        said = as_text(" ".join(f"{item.prompt}; {item.subtitle or item.state} {item.reason}".split()))
+        figures = ", ".join(f"{name} {value:.3f}" for name, value in sorted(item.metrics.items()))
+        lines.append(f"| {picture} | {said} {f'[MLflow]({address})' if address else ''} | {figures} |")
+    return "\n".join(lines)
 
 
 def stage_spans(record: Mapping[str, Any], lane: int, began: datetime) -> list[StageSpan]:

@@ -5,6 +5,7 @@ Notes are Markdown. MLflow shows pictures of its own server only, so that their 
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -26,11 +27,11 @@ def run_note(
     Args:
         shown: Markdown between the prompt and the rest.
     """
-    lines = [f"**{_as_text(prompt)}**", "", *(line for entry in shown for line in (entry, "")), f"Run `{run_id}`."]
+    lines = [f"**{as_text(prompt)}**", "", *(line for entry in shown for line in (entry, "")), f"Run `{run_id}`."]
     if parent := tags.get("redream.rerun_of"):
         lines.append(f"Repeats `{parent}` in part.")
     if url := tags.get("prefect.flow_run_url"):
-        lines.append(f"Prefect: [{_as_text(tags.get('prefect.flow_run_name', 'flow run'))}]({url}).")
+        lines.append(f"Prefect: [{as_text(tags.get('prefect.flow_run_name', 'flow run'))}]({url}).")
     if stages:
         lines += ["", "| stage | state | seconds |", "|---|---|---|"]
         lines += [f"| {name} | {entry['state']} | {entry.get('seconds', '')} |" for name, entry in stages.items()]
@@ -52,6 +53,11 @@ def comparison(mlflow_run_ids: Sequence[str], experiment_id: str) -> str:
     return f"[Compare with {others} of this prompt]({address})"
 
 
-def _as_text(text: str) -> str:
+def as_text(text: str) -> str:
     """Escape what Markdown would read as markup: prompts come from strangers."""
     return re.sub(r"([\\`*_{}\[\]()<>#+.!|&~-])", r"\\\1", text)
+
+
+def data_url(jpeg: bytes) -> str:
+    """Return a picture inside its address, for no server has to hold it and no browser to reach this machine."""
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"

@@ -1,11 +1,7 @@
-"""What Prefect's page of a finished run shows: the object from all sides, figures and stages, and where the rest is.
-
-A picture travels inside its address (`data:`), for no server has to hold it and no browser to reach this machine.
-"""
+"""What Prefect's page of a finished run shows: the object from all sides, figures and stages, and where the rest is."""
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 
@@ -15,7 +11,7 @@ from prefect.artifacts import create_image_artifact, create_markdown_artifact
 
 from tasks.delivery import Made
 from tasks.evaluation import sheet_name
-from tasks.notes import run_note
+from tasks.notes import data_url, run_note
 from tasks.progress import say
 from tasks.runs import Run
 from tasks.store import Output
@@ -28,7 +24,7 @@ def show_made(run: Run, made: Made, report: Output) -> None:
     """Give Prefect the picture and the figures of a run; a server that is away costs the run nothing."""
     prompt = made.prompt if len(made.prompt) <= 200 else f"{made.prompt[:199]}…"
     try:
-        create_image_artifact(_data_url(report), key=ORBIT, description=prompt)
+        create_image_artifact(_picture(report), key=ORBIT, description=prompt)
         create_markdown_artifact(_markdown(run, made), key=RESULT, description=prompt)
     except HTTPError as error:
         say(f"Prefect has no picture of this run ({type(error).__name__})")
@@ -45,9 +41,9 @@ def _markdown(run: Run, made: Made) -> str:
     )
 
 
-def _data_url(report: Output) -> str:
+def _picture(report: Output) -> str:
     """Return the first particle's sheet of views as a JPEG in an address."""
     buffer = io.BytesIO()
     with Image.open(report.path(sheet_name(0))) as sheet:
         sheet.convert("RGB").save(buffer, format="JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return data_url(buffer.getvalue())
