@@ -39,7 +39,7 @@ class Serving:
     host: str = "127.0.0.1"
     port: int = 4200
     mlflow_port: int = 5000
-    limit: int = 1
+    limit: int = 0  # runs at a time; 0 for one more than may train
     max_resumes: int = 3
 
     @property
