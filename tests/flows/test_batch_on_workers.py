@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.tracking import MlflowClient
 
 from flows.serving import POOL, ask, num_workers
 from tasks.records import list_runs, read_run
@@ -69,9 +71,47 @@ def test_any_worker_makes_the_objects_of_a_batch_in_minutes(
     assert [outcome["state"] for outcome in outcomes] == ["done"] * 3 + ["failed"]
     assert "the field is empty" in outcomes[3]["reason"]
     assert {read_run(out, outcome["run_id"])["batch"] for outcome in outcomes} == {record["run_id"]}
+    check_links(served, batch_id, next(run for run in made if run["state"]["name"] == "Completed"), out)
+    check_retry(served, next(run for run in made if run["state"]["name"] == "Failed"), out)
     again = submit_again(served, batch_id)
     assert served.wait_for_state(again, ("Completed", "Failed", "Crashed"), PATIENCE)["name"] == "Failed"
     assert len(objects(served, again)) == 1  # what is there is not made again
+
+
+def records_of(run: dict[str, Any], out: Path) -> list[dict[str, Any]]:
+    return [record for record in list_runs(out) if record["prefect"].get("prefect.flow_run_id") == run["id"]]
+
+
+def artifact(served: Served, run_id: str, key: str) -> str:
+    wanted = {"artifacts": {"flow_run_id": {"any_": [run_id]}, "key": {"any_": [key]}}}
+    (found,) = ask(f"{served.api}/artifacts/filter", content=wanted)[1]
+    return found["data"]
+
+
+def check_links(served: Served, batch_id: str, run: dict[str, Any], out: Path) -> None:
+    """Prefect's page of a run leads to MLflow's and back, and the batch shows pictures and leads to MLflow."""
+    (record,) = records_of(run, out)
+    in_mlflow = f"http://127.0.0.1:{served.mlflow_port}/#/experiments/"
+    assert f"[The run in MLflow]({in_mlflow}" in artifact(served, run["id"], "result")
+    gallery = artifact(served, batch_id, "gallery")
+    assert gallery.count("data:image/jpeg;base64,") == 3
+    assert re.search(rf"\[MLflow\]\({re.escape(in_mlflow)}\d+/runs/{record['mlflow']['run_id']}\)", gallery)
+    note = MlflowClient(record["mlflow"]["uri"]).get_run(record["mlflow"]["run_id"]).data.tags["mlflow.note.content"]
+    assert f"(http://127.0.0.1:{served.port}/runs/flow-run/{run['id']})" in note
+
+
+def check_retry(served: Served, run: dict[str, Any], out: Path) -> None:
+    """The Retry of Prefect's page makes what has not finished, and names the attempt before."""
+    (first,) = records_of(run, out)
+    asked = {"state": {"type": "SCHEDULED", "name": "AwaitingRetry"}, "force": True}
+    ask(f"{served.api}/flow_runs/{run['id']}/set_state", content=asked)
+    wait_until(lambda: len(records_of(run, out)) == 2, PATIENCE)
+    served.wait_for_state(run["id"], "Failed", PATIENCE)
+    second = records_of(run, out)[1]
+    assert second["rerun_of"] == first["run_id"]
+    assert {name: entry["state"] for name, entry in second["stages"].items()} == {
+        name: "failed" if name == "export" else "cached" for name in first["stages"]
+    }
 
 
 def submit_again(served: Served, batch_id: str) -> str:

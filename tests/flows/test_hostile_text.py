@@ -93,7 +93,8 @@ def test_page_shows_hostile_text_and_runs_none_of_it(text: str) -> None:
 def test_terminal_gets_no_commands_from_captions_and_records(
     text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    neighbor = {"score": 0.5, "text_score": 0.5, "asset": {"asset_id": text, "caption": text, "license": text}}
+    asset = dict.fromkeys(("asset_id", "mesh_path", "caption", "source", "license", "author"), text)
+    neighbor = {"score": 0.5, "text_score": 0.5, "asset": asset}
     made = {"neighbors": [neighbor], "metrics": {}, "prompt": text, "page": "p", "turntable": "t", "mesh": "m"}
     tables.print_made(made, "out")
     assert not controls(capsys.readouterr().out)

@@ -142,12 +142,12 @@ def test_content_of_an_index_decides_and_not_its_place(run: Run) -> None:
 
 
 def test_bytes_of_a_mesh_decide_and_not_its_place(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "mesh.obj").write_text("v 0 0 0\n")
+    (tmp_path / "mesh.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
     before = keys(run, meshes=[str(tmp_path / "mesh.obj")])
     (tmp_path / "moved").mkdir()
     (tmp_path / "mesh.obj").rename(tmp_path / "moved" / "mesh.obj")
     assert changed(before, keys(run, meshes=[str(tmp_path / "moved" / "mesh.obj")])) == []
-    (tmp_path / "mesh.obj").write_text("v 0 0 1\n")
+    (tmp_path / "mesh.obj").write_text("v 0 0 1\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
     after = keys(run, meshes=[str(tmp_path / "mesh.obj")])
     assert changed(before, after) == ["take_assets", "align", *RENDERED]
     upright = keys(run, {"retrieval.up_axis": "+Z"}, meshes=[str(tmp_path / "moved" / "mesh.obj")])
