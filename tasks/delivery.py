@@ -18,6 +18,7 @@ from tasks.orientation import load_aligned
 from tasks.runs import PICTURE, Run, record_result
 from tasks.stage import STEPS_FILE
 from tasks.store import Output
+from tasks.tracking import Tracker
 
 if TYPE_CHECKING:
     from redream.page import PageContent, PageCurve, PageMetric, PageSamples
@@ -84,7 +85,7 @@ def deliver(run: Run, outputs: Outputs, config: RunConfig) -> Made:
         page=str(run.folder / PAGE),
         turntable=str(run.folder / TURNTABLE),
         mesh=str(run.folder / MESH),
-        mlflow_run_id=run.mlflow_run_id,
+        mlflow_run_id=Tracker(run.tracking, run.mlflow_run_id).run_id,
         stages={name: entry["state"] for name, entry in record["stages"].items()},
     )
 

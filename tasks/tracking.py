@@ -105,7 +105,8 @@ def runs_address(server: str, tracking: Tracking) -> str:
 
 def run_address(tracking: Tracking, run_id: str) -> str:
     """Return the address of a run's page; empty where it has none, or is not known without waiting for the server."""
-    experiment = _courier_for(tracking).experiment
+    courier = _courier_for(tracking)
+    experiment, run_id = courier.experiment, courier.ids.get(run_id, run_id)  # known by now, on a busy server too
     if tracking.is_local or not experiment or run_id.startswith(LOCAL) or "@" in tracking.uri:  # with a password
         return ""
     return f"{tracking.uri.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
