@@ -97,7 +97,7 @@ def check_links(served: Served, batch_id: str, run: dict[str, Any], out: Path) -
     assert gallery.count("data:image/jpeg;base64,") == 3
     assert re.search(rf"\[MLflow\]\({re.escape(in_mlflow)}\d+/runs/{record['mlflow']['run_id']}\)", gallery)
     note = MlflowClient(record["mlflow"]["uri"]).get_run(record["mlflow"]["run_id"]).data.tags["mlflow.note.content"]
-    assert f"(http://127.0.0.1:{served.port}/runs/flow-run/{run['id']})" in note
+    assert re.search(rf"\(http://127\.0\.0\.1:{served.port}/[a-z/-]+/{run['id']}\)", note)
 
 
 def check_retry(served: Served, run: dict[str, Any], out: Path) -> None:
