@@ -300,27 +300,19 @@ def _deliver(run: Run, title: str, outcomes: Sequence[Outcome]) -> dict[str, Any
     summary = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
     gallery = run.folder / "gallery.html"
     items, spans = _gallery(run, outcomes)
-    write_gallery(gallery, title, summary, items, spans)
+    write_gallery(gallery, title, summary, [item for item, _ in items], spans)
     result = {"run_id": run.run_id, "gallery": str(gallery), "outcomes": [asdict(outcome) for outcome in outcomes]}
     write_json(run.folder / "outcomes.json", result)
     figures = {f"batch/{state}": float(number) for state, number in counts.items()}
     record_result(run, figures, {}, [gallery, run.folder / "outcomes.json"])
     rows = [{**asdict(o), "prompt": visible_text(o.prompt), "metrics": _figures(o.metrics)} for o in outcomes]
     create_table_artifact(key="batch", table=rows, description=summary)
-    shown = list(zip(items, (_address(run, outcome) for outcome in outcomes), strict=True))
-    create_markdown_artifact(key="gallery", markdown=gallery_markdown(shown, summary, gallery), description=summary)
+    create_markdown_artifact(key="gallery", markdown=gallery_markdown(items, summary, gallery), description=summary)
     return result
 
 
-def _address(run: Run, outcome: Outcome) -> str:
-    """Return where MLflow shows an object's run; empty where it has no page there."""
-    if not outcome.run_id:
-        return ""
-    mlflow = read_run(Path(run.out), outcome.run_id)["mlflow"]
-    return run_address(run.tracking, mlflow["run_id"]) if mlflow["uri"] == run.tracking.uri else ""
-
-
-def _gallery(run: Run, outcomes: Sequence[Outcome]) -> tuple[list[GalleryItem], list[StageSpan]]:
+def _gallery(run: Run, outcomes: Sequence[Outcome]) -> tuple[list[tuple[GalleryItem, str]], list[StageSpan]]:
+    """Return what is shown of each object, with its address in MLflow where it has one, and when its stages ran."""
     items, spans = [], []
     out = Path(run.out)
     began = datetime.fromisoformat(read_run(out, run.run_id)["started"])
@@ -330,17 +322,18 @@ def _gallery(run: Run, outcomes: Sequence[Outcome]) -> tuple[list[GalleryItem], 
         if record is not None and outcome.state != "skipped":
             spans += stage_spans(record, len({span.lane for span in spans}), began)
         took = f", {duration(outcome.seconds)}" if outcome.seconds else ""
-        items.append(
-            GalleryItem(
-                prompt=outcome.prompt,
-                state=outcome.state,
-                reason=outcome.reason,
-                subtitle=f"{outcome.state}, {outcome.method}, seed {outcome.seed}{took}",
-                thumbnail=_thumbnail(out, record) if record is not None and is_made else b"",
-                link=f"../{outcome.run_id}/page.html" if is_made else "",
-                metrics=outcome.metrics,
-            )
+        is_here = record is not None and record["mlflow"]["uri"] == run.tracking.uri
+        address = run_address(run.tracking, record["mlflow"]["run_id"]) if record is not None and is_here else ""
+        item = GalleryItem(
+            prompt=outcome.prompt,
+            state=outcome.state,
+            reason=outcome.reason,
+            subtitle=f"{outcome.state}, {outcome.method}, seed {outcome.seed}{took}",
+            thumbnail=_thumbnail(out, record) if record is not None and is_made else b"",
+            link=f"../{outcome.run_id}/page.html" if is_made else "",
+            metrics=outcome.metrics,
         )
+        items.append((item, address))
     return items, spans
 
 

@@ -1,7 +1,7 @@
 """The files of an index, in formats that others read, and how what is damaged is recognised before it is believed.
 
     manifest.json            what the index is, and the size and SHA-256 of every file; names the generation
-    generation-XXXXXXXX/     the files of one build, never changed once the manifest names it
+    generation-<random>/     the files of one build, never changed once the manifest names it
         assets.arrow         Arrow IPC: the fields of `Asset` as text, and `key`, the digest of what was embedded
         refused.arrow        Arrow IPC: `asset_id`, `key` and `reason` of what could not be embedded
         text.npy             float16 [assets, dim]
