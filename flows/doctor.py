@@ -9,16 +9,28 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
 from flows.environment import read_serving
-from flows.serving import BATCH_POOL, MLFLOW_SECRETS, POOL, PREFECT_SECRET, ask, has_mlflow_secrets, num_workers
+from flows.serving import (
+    BATCH_POOL,
+    KEEPER_SEEN,
+    MLFLOW_SECRETS,
+    POOL,
+    PREFECT_SECRET,
+    ask,
+    has_mlflow_secrets,
+    num_workers,
+)
 from redream.config import PRESETS
 from redream.weights import MINI_WEIGHTS, weights_path
+from tasks.progress import duration
 
 GL_TIMEOUT_SECONDS = 60
+KEEPER_SILENT_SECONDS = 120  # it says every half a minute that it lives
 MINI_MODELS = ("prior", "clip-retrieval", "clip-eval-a", "clip-eval-b", "perceptual-a", "perceptual-b", "judge")
 
 
@@ -184,7 +196,20 @@ def _check_prefect(api: str) -> list[Finding]:
     if status != 200:
         return [_silent("Prefect", api, status, "PREFECT_API_URL", "PREFECT_API_AUTH_STRING=NAME:PASSWORD")]
     pools = [*_check_pool(api, secret, POOL, limit=1), *_check_pool(api, secret, BATCH_POOL, limit=8)]
-    return [Finding(name="Prefect", state="ok", found=api), *pools]
+    return [Finding(name="Prefect", state="ok", found=api), check_keeper(api, secret), *pools]
+
+
+def check_keeper(api: str, secret: str = "") -> Finding:
+    """Say when the server last heard of the keeper, without which nobody resumes crashed runs."""
+    status, variable = ask(f"{api}/variables/name/{KEEPER_SEEN}", secret)
+    remedy = "redream serve starts it again; with servers of your own: python -m flows.keeper"
+    if status != 200:
+        return Finding(name="keeper", state="missing", found="never seen; crashed runs are not resumed", remedy=remedy)
+    seconds = (datetime.now(UTC) - datetime.fromisoformat(variable["value"])).total_seconds()
+    if seconds > KEEPER_SILENT_SECONDS:
+        found = f"last seen {duration(seconds)} ago; crashed runs are not resumed"
+        return Finding(name="keeper", state="missing", found=found, remedy=remedy)
+    return Finding(name="keeper", state="ok", found=f"seen {duration(seconds)} ago")
 
 
 def _check_pool(api: str, secret: str, name: str, limit: int) -> list[Finding]:

@@ -10,6 +10,8 @@ It creates the work pools, the deployments and an automation, and then looks aft
 - Tasks that a crashed run had under way are marked `Crashed` with it.
 - Objects of a batch that was cancelled while it had no process, between two attempts, are cancelled as well.
 
+It says in Prefect's variable `redream-keeper` when it last looked, by which `redream doctor` knows that it lives.
+
 It also lets the server refuse parameters that a deployment does not have, which prefect.yaml cannot ask for, within
 seconds of each deployment.
 """
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import os
 import subprocess
 import sys
@@ -29,7 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.environment import QUIET
-from flows.serving import BATCH_POOL, POOL
+from flows.serving import BATCH_POOL, KEEPER_SEEN, POOL
 from flows.worker import STOPPED
 
 if TYPE_CHECKING:
@@ -48,6 +51,7 @@ RESUME_DELAY = timedelta(seconds=15)  # a worker that learns of the death meanwh
 JUST_CANCELLED = timedelta(seconds=60)  # after that, an object of a cancelled batch has been tried again by somebody
 RESUME_WITHIN = timedelta(days=1)  # what crashed before is nobody's business any more
 LOOK_EVERY_SECONDS = 5.0
+SAY_EVERY_LOOKS = 6
 
 
 def main() -> None:
@@ -71,8 +75,10 @@ async def keep(max_resumes: int) -> None:
         await create_automation()
         deploy()
         print("keeper: the pools and deployments are there", file=sys.stderr, flush=True)
-        while True:
+        for num_looks in itertools.count():
             try:
+                if num_looks % SAY_EVERY_LOOKS == 0:
+                    await say_alive()
                 await refuse_unknown_parameters(client)  # also after a deployment by hand
                 for line in await reconcile(client, max_resumes, datetime.now(UTC)):
                     print(f"keeper: {line}", file=sys.stderr, flush=True)
@@ -81,6 +87,13 @@ async def keep(max_resumes: int) -> None:
             except HTTPError as error:  # the server is away for a while; so are its runs
                 print(f"keeper: Prefect does not answer ({type(error).__name__})", file=sys.stderr, flush=True)
             await asyncio.sleep(LOOK_EVERY_SECONDS)
+
+
+async def say_alive() -> None:
+    """Leave the time on the server, for `redream doctor`."""
+    from prefect.variables import Variable
+
+    await Variable.aset(KEEPER_SEEN, datetime.now(UTC).isoformat(timespec="seconds"), overwrite=True)
 
 
 async def create_pools(client: PrefectClient) -> None:

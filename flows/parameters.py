@@ -1,15 +1,15 @@
 """The limits of the flows' parameters, as Prefect's form shows them and its server enforces them.
 
-The server refuses a bad value before a run exists. What it cannot know, such as the range of each setting,
+The server refuses a bad value before a run exists. What it cannot know, such as whether two settings go together,
 `flows/request.py` checks when the flow starts.
 """
 
 from __future__ import annotations
 
-from dataclasses import fields
+import re
 from typing import Annotated, Any, get_args, get_type_hints
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, TypeAdapter
 
 from flows.plan import NEEDS
 from flows.request import MAX_ASSETS, MAX_PROMPT_CHARS
@@ -32,11 +32,18 @@ Seeds = Annotated[list[Seed], Field(min_length=1, max_length=1000)]
 Processes = Annotated[int, Field(ge=0, le=1000)]
 Place = Annotated[str, StringConstraints(max_length=4096, pattern=r"^[^\x00-\x1f]*$")]
 Assets = Annotated[list[Annotated[Place, StringConstraints(min_length=1)]], Field(max_length=MAX_ASSETS)]
-SETTING_NAMES = sorted(  # the method has a parameter of its own
-    {f"{section}.{setting.name}" for section, config in get_type_hints(RunConfig).items() for setting in fields(config)}
-    - {"distill.method"}
-)
-Settings = Annotated[dict[str, Any], Field(json_schema_extra={"propertyNames": {"enum": [*SETTING_NAMES]}})]
+SETTINGS: dict[str, Any] = {  # the JSON schema of each; the method has a parameter of its own
+    f"{section}.{name}": TypeAdapter(hint).json_schema()
+    for section, config in get_type_hints(RunConfig).items()
+    for name, hint in get_type_hints(config, include_extras=True).items()
+    if (section, name) != ("distill", "method")
+}
+LIMITS: dict[str, Any] = {
+    "propertyNames": {"enum": sorted(SETTINGS)},
+    # As `properties`, the page's form would have a field for each of them, filled with nothing.
+    "patternProperties": {f"^{re.escape(name)}$": schema for name, schema in SETTINGS.items()},
+}
+Settings = Annotated[dict[str, Any], Field(json_schema_extra=LIMITS)]
 # As `new_run_id` makes them: no dots and no slashes, so that none leaves the folder of the runs.
 RunId = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[a-z0-9][a-z0-9-]*$")]
 BatchId = Annotated[str, StringConstraints(max_length=100, pattern=r"^[a-z0-9-]*$")]

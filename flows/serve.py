@@ -31,7 +31,6 @@ from flows.serving import (
     PREFECT_SECRET,
     Serving,
     ask,
-    create_experiment,
     has_mlflow_secrets,
     keeps_artifacts_in_a_folder,
     num_workers,
@@ -194,8 +193,7 @@ def _start_all(supervisor: Supervisor, asked: Serving, say: Callable[[str], None
     supervisor.wait_for(prefect, stopped)
     supervisor.start(keeper)
     supervisor.wait_for(mlflow, stopped)
-    if keeps_artifacts_in_a_folder(os.environ) and not stopped():
-        create_experiment(asked)
+    runs = "" if stopped() else _runs_address(asked)  # before any run could track
     supervisor.wait_for(keeper, stopped)
     supervisor.start(worker)
     supervisor.start(batches)
@@ -213,9 +211,17 @@ def _start_all(supervisor: Supervisor, asked: Serving, say: Callable[[str], None
         },
     )
     say(f"Prefect:  {asked.prefect_api.removesuffix('/api')}/deployments")
-    say(f"MLflow:   {asked.mlflow_url}")
+    say(f"MLflow:   {runs}")
     say(f"results:  {asked.out / 'runs'}   logs: {supervisor.logs}")
     say("ready (Ctrl-C stops it)")
+
+
+def _runs_address(asked: Serving) -> str:
+    """Create the project's experiment, and return where MLflow lists its runs."""
+    from tasks.tracking import Tracking, runs_address  # importing mlflow takes seconds, in which nothing would start
+
+    artifacts = str(asked.out / "mlartifacts") if keeps_artifacts_in_a_folder(os.environ) else ""
+    return runs_address(asked.mlflow_url, Tracking(uri=asked.mlflow_url, artifacts=artifacts, spool=""))
 
 
 def _drain(supervisor: Supervisor, stops: list[int], say: Callable[[str], None]) -> None:

@@ -23,7 +23,7 @@ from flows.environment import DEPLOYED, QUIET, SERVER
 
 POOL = "local"
 BATCH_POOL = "batches"  # of runs that wait for others, and would keep the place that those need
-EXPERIMENT = "redream"
+KEEPER_SEEN = "redream-keeper"  # the variable with the time at which the keeper last looked
 PREFECT_SECRET = "PREFECT_SERVER_API_AUTH_STRING"  # noqa: S105 (the name of a variable)
 MLFLOW_SECRETS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 MLFLOW_BACKENDS = ("MLFLOW_BACKEND_STORE_URI", "MLFLOW_ARTIFACTS_DESTINATION")
@@ -114,20 +114,6 @@ def has_mlflow_secrets(environment: Mapping[str, str]) -> bool:
 def keeps_artifacts_in_a_folder(environment: Mapping[str, str]) -> bool:
     """Return whether MLflow is local as a whole, so that commands may use its files with and without its server."""
     return not any(environment.get(name) for name in (*MLFLOW_BACKENDS, *MLFLOW_SECRETS))
-
-
-def create_experiment(asked: Serving) -> None:
-    """Create the project's experiment with the artifacts' folder as its place, as a command without a server does.
-
-    A server would name itself as their place, and commands without it could then not write there.
-    """
-    location = (asked.out / "mlartifacts").as_uri()
-    found = f"{asked.mlflow_url}/api/2.0/mlflow/experiments/get-by-name?experiment_name={EXPERIMENT}"
-    if ask(found)[0] == 404:
-        create = f"{asked.mlflow_url}/api/2.0/mlflow/experiments/create"
-        status, answer = ask(create, content={"name": EXPERIMENT, "artifact_location": location})
-        if status != 200:
-            raise RuntimeError(f"MLflow did not create the experiment {EXPERIMENT!r}: {status} {answer}")
 
 
 def num_workers(api: str, secret: str = "", pool: str = POOL) -> int:

@@ -7,19 +7,59 @@ them threestudio's for ProlificDreamer. Settings are data: no I/O, no device, no
 
 from __future__ import annotations
 
-import types
+import math
+import operator
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from dataclasses import field as setting
-from typing import Any, Literal
+from functools import cache
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Interval, Le, Lt
 
 Method = Literal["redream", "vsd", "sds"]
+
+# Limits stand in the types, where Prefect's form finds them as well (flows/parameters.py).
+Count = Annotated[int, Interval(ge=1, le=10_000_000)]
+CountOrNone = Annotated[int, Interval(ge=0, le=10_000_000)]
+Bytes = Annotated[int, Ge(1)]
+Pixels = Annotated[int, Interval(ge=8, le=4096)]
+Share = Annotated[float, Interval(ge=0, le=1)]
+NotNegative = Annotated[float, Ge(0)]
+Positive = Annotated[float, Gt(0)]
+FieldOfView = Annotated[float, Interval(gt=0, lt=180)]  # degrees
+Elevation = Annotated[float, Interval(ge=-90, le=90)]  # degrees
+
+COMPARISONS: dict[type, tuple[str, Callable[[Any, Any], bool]]] = {
+    Ge: (">=", operator.ge), Gt: (">", operator.gt), Le: ("<=", operator.le), Lt: ("<", operator.lt)
+}  # fmt: skip
 
 
 def _require(is_valid: bool, name: str, value: object, allowed: str) -> None:
     if not is_valid:
         raise ValueError(f"{name} is {value!r}; it must be {allowed}")
+
+
+def _require_limits(section: str, settings: Any) -> None:
+    """Hold the numbers of a section to the limits in their types."""
+    for name, limits in _limits(type(settings)).items():
+        value = getattr(settings, name)
+        compared = [(*COMPARISONS[type(limit)], getattr(limit, type(limit).__name__.lower())) for limit in limits]
+        allowed = " and ".join(f"{sign} {bound:,}" for sign, _, bound in compared)
+        _require(all(holds(value, bound) for _, holds, bound in compared), f"{section}.{name}", value, allowed)
+
+
+@cache
+def _limits(section: type) -> dict[str, list[Any]]:
+    """Return the limits in the annotations of a section's numbers; pairs and lists have none."""
+    hints = typing.get_type_hints(section, include_extras=True)
+    found = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
+    return {name: [limit for entry in entries for limit in _parts(entry)] for name, entries in found.items()}
+
+
+def _parts(limit: Any) -> list[Any]:
+    return [*limit] if isinstance(limit, Interval) else [limit]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,34 +82,31 @@ class Linear:
 class MeshLimits:
     """What a mesh file may take before it is refused. Limits decide whether a file opens, never what it looks like."""
 
-    file_bytes: int = 512 * 2**20  # of the file, and of each file that it names
-    triangles: int = 5_000_000  # over all instances
-    parts: int = 20_000  # placed meshes
-    texture_pixels: int = 8192 * 8192  # per image
-    seconds: int = 60  # of processor time to read one file, so that a busy machine refuses the same files
-    memory_bytes: int = 4 * 2**30  # to read one file, on top of the empty reader
+    file_bytes: Bytes = 512 * 2**20  # of the file, and of each file that it names
+    triangles: Count = 5_000_000  # over all instances
+    parts: Count = 20_000  # placed meshes
+    texture_pixels: Bytes = 8192 * 8192  # per image
+    seconds: Count = 60  # of processor time to read one file, so that a busy machine refuses the same files
+    memory_bytes: Bytes = 4 * 2**30  # to read one file, on top of the empty reader
 
     def __post_init__(self) -> None:
-        for limit in fields(self):
-            _require(getattr(self, limit.name) >= 1, f"mesh.{limit.name}", getattr(self, limit.name), ">= 1")
+        _require_limits("mesh", self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RetrievalConfig:
     clip_model: str = "ViT-L-14/laion2b_s32b_b82k"
-    num_recall: int = 100  # N', by text
-    num_assets: int = 3  # N, by image; paper
-    num_index_views: int = 12  # renders per asset
+    num_recall: Count = 100  # N', by text
+    num_assets: Count = 3  # N, by image; paper
+    num_index_views: Count = 12  # renders per asset
     views: Literal["mean", "each"] = "mean"  # an asset's score: by the mean of its renders, or by the best of them
     up_axis: Literal["+Y", "+Z"] = "+Y"  # of the user's own meshes, where no table says it; +Z for most STL files
     licenses: tuple[str, ...] = ()  # codes of the licences that may be retrieved, such as "cc0"; empty: all
-    assets_per_shard: int = 256  # what a killed build loses at most, per worker
+    assets_per_shard: Count = 256  # what a killed build loses at most, per worker
 
     def __post_init__(self) -> None:
-        _require(self.num_assets >= 1, "retrieval.num_assets", self.num_assets, ">= 1")
+        _require_limits("retrieval", self)
         _require(self.num_recall >= self.num_assets, "retrieval.num_recall", self.num_recall, ">= num_assets")
-        _require(self.num_index_views >= 1, "retrieval.num_index_views", self.num_index_views, ">= 1")
-        _require(self.assets_per_shard >= 1, "retrieval.assets_per_shard", self.assets_per_shard, ">= 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,30 +115,29 @@ class DownloadConfig:
 
     base_url: str = "https://huggingface.co/datasets/allenai/objaverse/resolve/main"
     redirect_hosts: tuple[str, ...] = ("huggingface.co", "hf.co")  # and hosts below them; base_url's own host always is
-    max_bytes: int = 512 * 2**20  # of one file
-    total_timeout: float = 600.0  # seconds for one file, all attempts and pauses together
-    stall_timeout: float = 30.0  # seconds without a byte
-    num_retries: int = 5  # after the first attempt
-    first_pause: float = 1.0  # seconds before the first retry; doubles with each, less up to half by jitter
-    max_pause: float = 60.0  # seconds, also of a pause that the server asks for
+    max_bytes: Bytes = 512 * 2**20  # of one file
+    total_timeout: Positive = 600.0  # seconds for one file, all attempts and pauses together
+    stall_timeout: Positive = 30.0  # seconds without a byte
+    num_retries: CountOrNone = 5  # after the first attempt
+    first_pause: Positive = 1.0  # seconds before the first retry; doubles with each, less up to half by jitter
+    max_pause: Positive = 60.0  # seconds, also of a pause that the server asks for
 
     def __post_init__(self) -> None:
+        _require_limits("download", self)
         is_url = self.base_url.startswith(("https://", "http://"))
         _require(is_url, "download.base_url", self.base_url, "an http(s) address")
-        _require(self.max_bytes >= 1, "download.max_bytes", self.max_bytes, ">= 1")
-        _require(self.num_retries >= 0, "download.num_retries", self.num_retries, ">= 0")
-        for name in ("total_timeout", "stall_timeout", "first_pause", "max_pause"):
-            _require(getattr(self, name) > 0, f"download.{name}", getattr(self, name), "> 0 seconds")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OrientationConfig:
-    num_poses: int = 24
-    elevation_deg: float = 15.0
-    min_margin: float = 0.01  # cosine; below it an asset has no clear front and stays as it is
+    num_poses: Annotated[int, Interval(ge=4, le=1000)] = 24
+    elevation_deg: Elevation = 15.0
+    min_margin: Annotated[float, Interval(ge=-2, le=2)] = (
+        0.01  # cosine; below it an asset has no clear front and stays as it is
+    )
 
     def __post_init__(self) -> None:
-        _require(self.num_poses >= 4, "orientation.num_poses", self.num_poses, ">= 4")
+        _require_limits("orientation", self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,11 +145,12 @@ class CameraConfig:
     camera_distance: tuple[float, float] = (1.0, 1.5)
     fovy_deg: tuple[float, float] = (40.0, 70.0)
     elevation_deg: tuple[float, float] = (-10.0, 45.0)
-    front_within_deg: float = 30.0  # of azimuth 0
-    back_within_deg: float = 30.0  # of azimuth 180
-    overhead_above_deg: float = 60.0
+    front_within_deg: Annotated[float, Interval(ge=0, le=180)] = 30.0  # of azimuth 0
+    back_within_deg: Annotated[float, Interval(ge=0, le=180)] = 30.0  # of azimuth 180
+    overhead_above_deg: Elevation = 60.0
 
     def __post_init__(self) -> None:
+        _require_limits("camera", self)
         for name in ("camera_distance", "fovy_deg", "elevation_deg"):
             low, high = getattr(self, name)
             _require(low <= high, f"camera.{name}", (low, high), "an increasing pair")
@@ -123,42 +160,36 @@ class CameraConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RenderConfig:
-    num_views: int = 100  # per asset; paper
-    image_size: int = 512  # pixels
-    object_radius: float = 0.5  # of the bounding sphere, world units
+    num_views: Annotated[int, Interval(ge=4, le=10_000)] = 100  # per asset; paper
+    image_size: Pixels = 512
+    object_radius: Annotated[float, Interval(gt=0, le=1)] = 0.5  # of the bounding sphere, world units
 
     def __post_init__(self) -> None:
-        _require(self.num_views >= 4, "render.num_views", self.num_views, ">= 4")
-        _require(8 <= self.image_size <= 4096, "render.image_size", self.image_size, "within [8, 4096]")
-        _require(0 < self.object_radius <= 1, "render.object_radius", self.object_radius, "within (0, 1]")
+        _require_limits("render", self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FieldConfig:
-    num_levels: int = 16
+    num_levels: Annotated[int, Interval(ge=1, le=32)] = 16
     features_per_level: int = 2
-    log2_hashmap_size: int = 19
-    base_resolution: int = 16
-    per_level_scale: float = 1.4473
-    hidden_dim: int = 64
-    num_hidden_layers: int = 1
-    radius: float = 1.0  # half-extent of the aabb, world units
-    density_gain: float = 1.0  # how fast the network moves the density, which starts as a blob
-    density_blob_scale: float = 10.0
-    density_blob_radius: float = 0.5
-    num_samples_per_ray: int = 512
-    occupancy_resolution: int = 32
+    log2_hashmap_size: Annotated[int, Interval(ge=8, le=24)] = 19
+    base_resolution: Annotated[int, Interval(ge=1, le=4096)] = 16
+    per_level_scale: Annotated[float, Interval(ge=1, le=16)] = 1.4473
+    hidden_dim: Annotated[int, Interval(ge=1, le=4096)] = 64
+    num_hidden_layers: Annotated[int, Interval(ge=0, le=16)] = 1
+    radius: Positive = 1.0  # half-extent of the aabb, world units
+    density_gain: Positive = 1.0  # how fast the network moves the density, which starts as a blob
+    density_blob_scale: NotNegative = 10.0
+    density_blob_radius: Positive = 0.5
+    num_samples_per_ray: Annotated[int, Interval(ge=2, le=100_000)] = 512
+    occupancy_resolution: Annotated[int, Interval(ge=1, le=512)] = 32
     implementation: Literal["auto", "torch", "numba", "triton", "tinycudann"] = "auto"
 
     def __post_init__(self) -> None:
-        _require(1 <= self.num_levels <= 32, "field.num_levels", self.num_levels, "within [1, 32]")
-        _require(8 <= self.log2_hashmap_size <= 24, "field.log2_hashmap_size", self.log2_hashmap_size, "in [8, 24]")
+        _require_limits("field", self)
         _require(
             self.features_per_level in (1, 2, 4, 8), "field.features_per_level", self.features_per_level, "1, 2, 4 or 8"
         )
-        _require(self.per_level_scale >= 1, "field.per_level_scale", self.per_level_scale, ">= 1")
-        _require(self.radius > 0, "field.radius", self.radius, "> 0")
-        _require(self.num_samples_per_ray >= 2, "field.num_samples_per_ray", self.num_samples_per_ray, ">= 2")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -171,111 +202,103 @@ class PriorConfig:
 class AdaptationConfig:
     """Eq. 5: LoRA and view-prefix tokens, early-stopped on held-out views."""
 
-    rank: int = 4
-    lr_lora: float = 1e-4
-    lr_tokens: float = 5e-4
-    num_steps: int = 1000
-    batch_size: int = 4
-    held_out_share: float = 0.1  # of the views
-    validate_every: int = 50  # steps
-    patience: int = 4  # validations without improvement before stopping
-    num_samples_per_view: int = 4  # sample images logged before and after
-    sample_steps: int = 25  # denoising steps of those samples
+    rank: Annotated[int, Interval(ge=1, le=1024)] = 4
+    lr_lora: NotNegative = 1e-4
+    lr_tokens: NotNegative = 5e-4
+    num_steps: Count = 1000
+    batch_size: Annotated[int, Interval(ge=1, le=10_000)] = 4
+    held_out_share: Annotated[float, Interval(gt=0, lt=1)] = 0.1  # of the views
+    validate_every: Count = 50  # steps
+    patience: Count = 4  # validations without improvement before stopping
+    num_samples_per_view: Annotated[int, Interval(ge=0, le=1000)] = 4  # sample images logged before and after
+    sample_steps: Annotated[int, Interval(ge=1, le=1000)] = 25  # denoising steps of those samples
 
     def __post_init__(self) -> None:
-        _require(self.rank >= 1, "adaptation.rank", self.rank, ">= 1")
-        _require(self.num_steps >= 1, "adaptation.num_steps", self.num_steps, ">= 1")
-        _require(self.batch_size >= 1, "adaptation.batch_size", self.batch_size, ">= 1")
-        _require(0 < self.held_out_share < 1, "adaptation.held_out_share", self.held_out_share, "within (0, 1)")
+        _require_limits("adaptation", self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DistillConfig:
     method: Method = "redream"
-    num_steps: int = 20_000  # per particle; paper
-    num_particles: int = 1
-    views_per_step: int = 1
+    num_steps: Count = 20_000  # per particle; paper
+    num_particles: Annotated[int, Interval(ge=1, le=64)] = 1
+    views_per_step: Annotated[int, Interval(ge=1, le=1024)] = 1
     # Warm-up (Eqs. 3 and 4).
-    warm_up_steps: int = 1_000  # K
+    warm_up_steps: CountOrNone = 1_000  # K
     use_initialisation: bool = True  # v_ret during warm-up, and the first occupancy from the asset
-    lambda_ret_rgb: float = 1_000.0
-    lambda_ret_opacity: float = 100.0
+    lambda_ret_rgb: NotNegative = 1_000.0
+    lambda_ret_opacity: NotNegative = 100.0
     variational_sees_assets: bool = True  # Eq. 4
     # Adaptation (Eq. 5) and the delta regulariser (App. B).
     use_adapter: bool = True
-    delta_every: int = 3  # steps; 0 switches the regulariser off. Paper: every third
-    delta_weight: float = 1.0
+    delta_every: CountOrNone = 3  # steps; 0 switches the regulariser off. Paper: every third
+    delta_weight: NotNegative = 1.0
     # Score distillation.
-    guidance_scale: float = 7.5
-    sds_guidance_scale: float = 100.0
-    min_t: float = 0.02  # share of the number of training timesteps
-    max_t: float = 0.98
-    annealed_max_t: float = 0.5
-    anneal_from_step: int = 5_000
-    low_resolution: int = 64  # pixels
-    high_resolution: int = 512
-    high_resolution_from_step: int = 5_000
+    guidance_scale: NotNegative = 7.5
+    sds_guidance_scale: NotNegative = 100.0
+    min_t: Share = 0.02  # share of the number of training timesteps
+    max_t: Share = 0.98
+    annealed_max_t: Share = 0.5
+    anneal_from_step: CountOrNone = 5_000
+    low_resolution: Pixels = 64
+    high_resolution: Pixels = 512
+    high_resolution_from_step: CountOrNone = 5_000
     # Optimisation.
-    lr_encoding: float = 1e-2
-    lr_mlp: float = 1e-3
-    lr_background: float = 1e-3
-    lr_variational: float = 1e-4
-    variational_rank: int = 4
-    camera_dropout: float = 0.1
+    lr_encoding: NotNegative = 1e-2
+    lr_mlp: NotNegative = 1e-3
+    lr_background: NotNegative = 1e-3
+    lr_variational: NotNegative = 1e-4
+    variational_rank: Annotated[int, Interval(ge=1, le=1024)] = 4
+    camera_dropout: Share = 0.1
     # Regularisers of the field and its background.
-    lambda_sparsity: float = 10.0
+    lambda_sparsity: NotNegative = 10.0
     lambda_opacity_entropy: Linear = setting(
         default_factory=lambda: Linear(start=0.0, end=1_000.0, begin_step=10_000, end_step=10_000)
     )
     background: Literal["learned", "grey"] = "learned"
-    random_background_probability: float = 0.5
+    random_background_probability: Share = 0.5
     background_grey: tuple[float, float] = (0.0, 1.0)  # range of the grey drawn per view where background is grey
-    occupancy_every: int = 16  # steps between updates of the occupancy grid
+    occupancy_every: Count = 16  # steps between updates of the occupancy grid
 
     def __post_init__(self) -> None:
+        _require_limits("distill", self)
         _require(self.method in typing.get_args(Method), "distill.method", self.method, "redream, vsd or sds")
-        _require(self.num_steps >= 1, "distill.num_steps", self.num_steps, ">= 1")
-        _require(self.num_particles >= 1, "distill.num_particles", self.num_particles, ">= 1")
-        _require(self.views_per_step >= 1, "distill.views_per_step", self.views_per_step, ">= 1")
         _require(
-            0 <= self.warm_up_steps <= self.num_steps,
+            self.warm_up_steps <= self.num_steps,
             "distill.warm_up_steps",
             self.warm_up_steps,
-            "within [0, num_steps]",
+            f"at most distill.num_steps, {self.num_steps}",
         )
-        _require(0 <= self.min_t < self.max_t <= 1, "distill.min_t", self.min_t, "below max_t, both within [0, 1]")
-        _require(
-            self.min_t < self.annealed_max_t <= 1,
-            "distill.annealed_max_t",
-            self.annealed_max_t,
-            "above min_t and at most 1",
-        )
-        _require(self.delta_every >= 0, "distill.delta_every", self.delta_every, ">= 0")
+        _require(self.min_t < self.max_t, "distill.min_t", self.min_t, "below distill.max_t")
+        _require(self.min_t < self.annealed_max_t, "distill.annealed_max_t", self.annealed_max_t, "above distill.min_t")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationConfig:
-    num_views: int = 120  # paper
-    elevation_deg: float = 15.0
-    camera_distance: float = 1.5
-    fovy_deg: float = 70.0
-    image_size: int = 512
-    background: float = 1.0  # grey value
+    num_views: Annotated[int, Interval(ge=2, le=10_000)] = 120  # paper
+    elevation_deg: Elevation = 15.0
+    camera_distance: Positive = 1.5
+    fovy_deg: FieldOfView = 70.0
+    image_size: Pixels = 512
+    background: Share = 1.0  # grey value
     clip_models: tuple[str, ...] = ("ViT-L-14-quickgelu/openai", "ViT-L-14/datacomp_xl_s13b_b90k")  # paper
     lpips_backbones: tuple[str, ...] = ("vgg", "alex")  # paper
     judge: str = ""  # classifier that counts false fronts; the miniature has one
     close_loop: bool = False  # also compare the last view with the first in A-LPIPS
 
     def __post_init__(self) -> None:
-        _require(self.num_views >= 2, "evaluation.num_views", self.num_views, ">= 2")
+        _require_limits("evaluation", self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportConfig:
-    mesh_resolution: int = 256  # cells of marching cubes per axis
-    density_threshold: float = 10.0  # density of the surface, 1 / world unit
-    turntable_size: int = 512  # pixels
-    turntable_fps: int = 30
+    mesh_resolution: Annotated[int, Interval(ge=2, le=2048)] = 256  # cells of marching cubes per axis
+    density_threshold: Positive = 10.0  # density of the surface, 1 / world unit
+    turntable_size: Pixels = 512
+    turntable_fps: Annotated[int, Interval(ge=1, le=240)] = 30
+
+    def __post_init__(self) -> None:
+        _require_limits("export", self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -388,19 +411,20 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {"mini": mini, "sd21": sd21, "smok
 
 
 def with_overrides(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
-    """Replace settings by dotted name, as in `{"distill.guidance_scale": 50.0}`.
+    """Replace settings by dotted name, as in `{"distill.guidance_scale": 50.0}`, all at once.
 
     Raises:
         ValueError: an unknown name, a value of another type, or a value outside its range.
     """
+    sections = typing.get_type_hints(RunConfig)
+    changed: dict[str, dict[str, Any]] = {}
     for name, value in overrides.items():
         section, _, key = name.partition(".")
-        settings = getattr(config, section, None) if section in {f.name for f in fields(config)} else None
-        if settings is None or key not in {f.name for f in fields(settings)}:
+        hints = typing.get_type_hints(sections[section]) if section in sections else {}
+        if key not in hints:
             raise ValueError(f"unknown setting {name!r}; settings are named section.field, such as {_closest(name)!r}")
-        expected = typing.get_type_hints(type(settings))[key]
-        config = replace(config, **{section: replace(settings, **{key: _checked(name, value, expected)})})
-    return config
+        changed.setdefault(section, {})[key] = _checked(name, value, hints[key])
+    return replace(config, **{name: replace(getattr(config, name), **values) for name, values in changed.items()})
 
 
 def flatten(config: RunConfig) -> dict[str, Any]:
@@ -423,9 +447,8 @@ def _checked(name: str, value: Any, expected: Any) -> Any:
     if expected is Linear and isinstance(value, dict) and set(value) == {f.name for f in fields(Linear)}:
         hints = typing.get_type_hints(Linear)
         return Linear(**{key: _checked(f"{name}.{key}", item, hints[key]) for key, item in value.items()})
-    if isinstance(expected, types.UnionType) and any(type(value) is kind for kind in typing.get_args(expected)):
-        return value
     _require(type(value) is expected, name, value, f"of type {getattr(expected, '__name__', expected)}")
+    _require(not isinstance(value, float) or math.isfinite(value), name, value, "a finite number")
     return value
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
@@ -70,10 +70,12 @@ def index_miniature(run: Run, config: RetrievalConfig) -> Output:
         # Imported here, as in every stage: a run that reuses its stages should not wait for torch.
         from index_build.build import build_index
         from index_build.catalog import open_catalog
+        from index_build.check import check_index
         from index_build.views import RenderedViews
         from redream.clip import Clip
         from redream.index_files import write_manifest
         from redream.mini.catalog import write_catalog
+        from redream.retrieval import AssetIndex
 
         write_catalog(work.folder / "catalog", seed=CATALOG_SEED, num_variants=VARIANTS_PER_PAIR)
         catalog = open_catalog(str(work.folder / "catalog"), cache_dir=work.checkpoint / "cache")
@@ -88,7 +90,9 @@ def index_miniature(run: Run, config: RetrievalConfig) -> Output:
         (work.checkpoint / "index").rename(work.folder / "index")
         # Both were made elsewhere than the store publishes them, and a store may be moved.
         write_manifest(replace(manifest, index_dir=str(work.folder / "index"), asset_root="../catalog"))
-        work.metrics["num_assets"] = manifest.num_assets
+        report = check_index(AssetIndex.open(work.folder / "index", clip))
+        work.metrics.update(num_assets=manifest.num_assets, **report.figures())
+        _log_report(work.tracker, report, manifest.dropped)
         return {"asset_root": "catalog", "content_hash": manifest.content_hash, "num_assets": manifest.num_assets}
 
     return run_stage(run, index_key(config), asdict(config), produce)
@@ -200,9 +204,13 @@ def assemble_index(run: Run, request: CatalogRequest, plan: BuildPlan, embedding
         **report.figures(),
     }
     tracker.log_final({f"index/{name}": float(value) for name, value in figures.items()})
-    tracker.log_text(json.dumps({**asdict(report), "dropped": manifest.dropped}, indent=1), "index_check.json")
+    _log_report(tracker, report, manifest.dropped)
     tracker.finish()
     return given_index(plan.index_dir)
+
+
+def _log_report(tracker: Tracker, report: IndexReport, dropped: Mapping[str, int]) -> None:
+    tracker.log_text(json.dumps({**asdict(report), "dropped": dropped}, indent=1), "index_check.json")
 
 
 def check(index_dir: str, clip_model: str, num_queries: int) -> IndexReport:

@@ -32,8 +32,6 @@ from tasks.store import Output, StageKey, Store, write_json
 from tasks.tracking import LOCAL, Tracker, Tracking, default_tracking_uri, open_tracking
 
 PICTURE = "orbit.png"  # of a run that made an object, in the run's folder
-# Of MLflow's list of runs, beside the figures of the last run that finished.
-COLUMNS = ("attributes.`Duration`", "params.`method`", "params.`seed`", "tags.`redream.state`")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -186,7 +184,7 @@ def record_result(
     """Note a run's final figures and what it found, log `files` as artifacts, and return the record."""
     tracker = Tracker(run.tracking, run.mlflow_run_id)
     tracker.log_final(metrics)
-    tracker.show_columns([*COLUMNS, *(f"metrics.`{name}`" for name in metrics)])
+    tracker.show_figures(metrics)
     tracker.log_artifacts(files)
     names = [file.name for file in files]
     return _update(run, lambda record: record.update(metrics=dict(metrics), found=dict(found), files=names))

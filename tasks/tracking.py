@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,9 @@ from tasks.spool import Outbox, attachment, leftovers, read_event, remove
 
 EXPERIMENT = "redream"
 VIEW = "redream"  # name of the shared view, in MLflow's own words, that shows the columns which matter
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
+# Beside the figures of the last run that finished.
+COLUMNS = ("attributes.`Duration`", "params.`method`", "params.`seed`", "tags.`redream.state`")
 PARAMS_PER_CALL, METRICS_PER_CALL = 100, 1000  # limits of MLflow's API
 MAX_PARAM_CHARS = 6000
 FLUSH_EVERY_SECONDS = 5.0
@@ -62,7 +65,7 @@ class Tracking:
     """Where MLflow keeps runs, and where what waits for it lies: a record, for tasks to open trackers by."""
 
     uri: str
-    artifacts: str  # of a local database; a server has its own place
+    artifacts: str  # a folder; empty where the server has a place of its own
     spool: str
 
     @property
@@ -76,19 +79,24 @@ def default_tracking_uri(out: Path) -> str:
 
 def open_tracking(uri: str, out: Path) -> Tracking:
     """Return where to track; a local database is created the first time, a server is not asked."""
-    tracking = Tracking(uri=uri, artifacts=str((out / "mlartifacts").absolute()), spool=str((out / "spool").absolute()))
+    artifacts = str((out / "mlartifacts").absolute()) if uri.startswith("sqlite:") else ""
+    tracking = Tracking(uri=uri, artifacts=artifacts, spool=str((out / "spool").absolute()))
     if tracking.is_local:
         experiment_id(tracking)
     return tracking
 
 
 def experiment_id(tracking: Tracking) -> str:
-    """Find or create the project's experiment."""
+    """Find or create the project's experiment.
+
+    Where artifacts lie in a folder, a server is told so as well: it would name itself as their place, and commands
+    without it could then not write there.
+    """
     client = MlflowClient(tracking.uri)
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is not None:
         return experiment.experiment_id
-    location = Path(tracking.artifacts).as_uri() if tracking.uri.startswith("sqlite:") else None
+    location = Path(tracking.artifacts).as_uri() if tracking.artifacts else None
     try:
         return client.create_experiment(EXPERIMENT, artifact_location=location)
     except MlflowException:  # another process was faster
@@ -99,8 +107,18 @@ def experiment_id(tracking: Tracking) -> str:
 
 
 def runs_address(server: str, tracking: Tracking) -> str:
-    """Return the address of the list of runs, with the columns that matter, on a server for this tracking."""
-    return f"{server}/#/experiments/{experiment_id(tracking)}/runs?viewStateShareKey={VIEW}"
+    """Return the address of the list of runs, with the columns that matter, on a server for this tracking.
+
+    Raises:
+        RuntimeError: MLflow refuses, for the want of a password perhaps.
+    """
+    try:
+        client, experiment = MlflowClient(tracking.uri), experiment_id(tracking)
+        if VIEW_TAG not in client.get_experiment(experiment).tags:
+            _show_columns(client, experiment, COLUMNS)
+    except MlflowException as error:
+        raise RuntimeError(f"MLflow at {tracking.uri} refuses: {_first_line(error)}") from error
+    return f"{server}/#/experiments/{experiment}/runs?viewStateShareKey={VIEW}"
 
 
 def run_address(tracking: Tracking, run_id: str) -> str:
@@ -178,9 +196,9 @@ class Tracker:
         for path in paths:
             self._send("artifact", path, folder=f"{folder or ''}/{path.name}".strip("/") if path.is_dir() else folder)
 
-    def show_columns(self, names: Iterable[str]) -> None:
-        """Let the experiment's view have these columns, such as "metrics.`a_lpips`"; `runs_address` leads there."""
-        self._send("view", columns=list(names))
+    def show_figures(self, names: Iterable[str]) -> None:
+        """Let the experiment's view have columns of these figures; `runs_address` leads there."""
+        self._send("view", columns=[*COLUMNS, *(f"metrics.`{name}`" for name in names)])
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         self._send("tags", tags={name: str(value) for name, value in tags.items() if value})
@@ -335,10 +353,7 @@ class _Courier:
             tags = {name: value.replace(event["run"], run_id) for name, value in event["tags"].items()}
             client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
         elif kind == "view":
-            experiment, view = self._experiment_id(), {"selectedColumns": event["columns"]}
-            client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{VIEW}", json.dumps(view))
-            # Else the pages open on what MLflow offers for language models.
-            client.set_experiment_tag(experiment, "mlflow.experimentKind", "custom_model_development")
+            _show_columns(client, self._experiment_id(), event["columns"])
         elif kind == "image":
             client.log_image(run_id, _pixels(attachment(path, event)), key=event["key"], step=event["step"])
         elif kind == "text":
@@ -399,6 +414,12 @@ def _courier_for(tracking: Tracking) -> _Courier:
         if tracking not in _couriers:
             _couriers[tracking] = _Courier(tracking).start()
         return _couriers[tracking]
+
+
+def _show_columns(client: MlflowClient, experiment: str, columns: Sequence[str]) -> None:
+    client.set_experiment_tag(experiment, VIEW_TAG, json.dumps({"selectedColumns": list(columns)}))
+    # Else the pages open on what MLflow offers for language models.
+    client.set_experiment_tag(experiment, "mlflow.experimentKind", "custom_model_development")
 
 
 def _pixels(path: Path) -> np.ndarray:

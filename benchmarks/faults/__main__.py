@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from benchmarks.faults import commands, deployed
+from benchmarks.faults import commands, delivered, deployed
 from benchmarks.faults.ground import Ground
 from benchmarks.faults.rows import Row
 from flows.plan import NEEDS
@@ -23,6 +23,8 @@ from flows.plan import NEEDS
 FAULTS: dict[str, Callable[[Ground, str], Row]] = {
     **{f"kill-{stage}": partial(commands.killed_in_stage, stage=stage) for stage in NEEDS},
     "kill-checkpoint": commands.killed_at_checkpoint,
+    "kill-delivery": delivered.killed_in_delivery,
+    "kill-batch": delivered.killed_batch,
     "kill-own-server": commands.killed_with_own_server,
     "kill-worker-and-flow": deployed.worker_and_flow,
     "kill-every-attempt": deployed.dies_every_time,

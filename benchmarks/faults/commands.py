@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import subprocess
@@ -35,7 +36,7 @@ from tasks.store import MANIFEST
 TMPFS_BYTES = 64 * 2**20
 LEFT_BYTES = 700 * 2**10  # less than a distillation's output
 MAX_DELAY = 5.0  # seconds that a dead MLflow may cost a stage
-MOMENTS = ("working", "writing", "publishing", "published")
+MAX_FILES = 20  # of a stage, at each of which it is killed; of more, at the first, the middle and the last
 RERUN = "`redream rerun RUN`"
 AGAIN = "the same command"
 
@@ -47,12 +48,15 @@ def killed_in_stage(ground: Ground, fault: str, stage: str) -> Row:
     out = ground.folder(fault)
     ground.fill(out, stage, undisturbed)
     half = undisturbed["stages"][stage]["seconds"] / 2
+    num_files = _num_files(undisturbed, stage)
+    deaths = [("working", half), *(("writing", number) for number in _some(num_files))]
+    # Publishing is the same code for every stage.
+    deaths += [("publishing", 0), ("published", 0)] if stage == "distill" else []
     command = asking(out, *(ground.asset if is_asset else []))
     problems: list[str] = []
     kept: set[str] = set()
-    moments = MOMENTS if stage == "distill" else MOMENTS[:2]  # publishing is the same code for every stage
-    for moment in moments:
-        ended = end(ground.start(fault, command, [moment, stage, str(half)]))
+    for moment, amount in deaths:
+        ended = end(ground.start(fault, command, [moment, stage, str(amount)]))
         record = list_runs(out)[-1]
         if ended.code != -signal.SIGKILL:
             problems.append(f"not killed while {moment} but ended with {ended.code}: {ended.last_line}")
@@ -60,9 +64,10 @@ def killed_in_stage(ground: Ground, fault: str, stage: str) -> Row:
         problems += _after_kill(fault, out, record, stage)
         kept = finished_stages(record)
         command = repeating(out, record["run_id"])
-    kept |= {stage} if moments == MOMENTS else set()  # its output was there at the last kill
-    happened = f"killed {half:.1f} s into it, and when its first file was there"
-    happened += ", and right before and after its output counts" if moments == MOMENTS else ""
+    is_there = deaths[-1][0] == "published"
+    kept |= {stage} if is_there else set()
+    happened = f"killed {half:.1f} s into it, and at {_files(num_files)}"
+    happened += ", and right before and after its output counts" if is_there else ""
     problems += _finish(ground, fault, out, command)
     return row_after(ground, fault, out, happened, RERUN, kept, problems, undisturbed)
 
@@ -239,6 +244,21 @@ def _start_mlflow(ground: Ground, fault: str, port: int) -> subprocess.Popen[byt
 def _signal_family(server: subprocess.Popen[bytes], number: signal.Signals) -> None:
     for process in [*psutil.Process(server.pid).children(recursive=True), psutil.Process(server.pid)]:
         process.send_signal(number)
+
+
+def _num_files(record: dict[str, Any], stage: str) -> int:
+    folder = Path(record["folder"]).parents[1] / record["stages"][stage]["folder"]
+    return len(json.loads((folder / MANIFEST).read_text())["files"])
+
+
+def _some(num_files: int) -> list[int]:
+    return [*range(1, num_files + 1)] if num_files <= MAX_FILES else [1, num_files // 2, num_files]
+
+
+def _files(num_files: int) -> str:
+    if num_files > MAX_FILES:
+        return f"the first, the middle and the last of its {num_files} files"
+    return "its file" if num_files == 1 else f"each of its {num_files} files"
 
 
 def _after_kill(fault: str, out: Path, record: dict[str, Any], stage: str) -> list[str]:

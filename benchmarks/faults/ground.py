@@ -212,7 +212,25 @@ def finished_stages(record: dict[str, Any]) -> set[str]:
 
 
 def half_written(out: Path) -> list[str]:
-    """Return the outputs in the store that are not what their manifests say, byte by byte."""
+    """Return what is not whole: outputs that are not what their manifests say, byte by byte, and delivered files."""
+    return [*_half_stored(out), *_half_delivered(out)]
+
+
+def _half_delivered(out: Path) -> list[str]:
+    """Return the files in the runs' folders that are neither pages with an end nor copies of a stage's files."""
+    stored = {file_digest(path) for path in (out / "store").glob("*/??/*/*") if path.is_file()}
+    wrong = []
+    for path in (out / "runs").glob("*/*"):
+        if path.name.startswith(".") or path.suffix not in (".html", ".png", ".mp4", ".glb"):
+            continue
+        is_whole = (
+            path.read_text().rstrip().endswith("</html>") if path.suffix == ".html" else file_digest(path) in stored
+        )
+        wrong += [] if is_whole else [path.name]
+    return wrong
+
+
+def _half_stored(out: Path) -> list[str]:
     wrong = []
     for manifest in (out / "store").glob(f"*/??/*/{MANIFEST}"):
         files = json.loads(manifest.read_text())["files"]

@@ -1,14 +1,17 @@
-"""The command `redream`, with its death arranged: `python -m benchmarks.faults.killed MOMENT STAGE SECONDS generate …`.
+"""The command `redream`, with its death arranged: `python -m benchmarks.faults.killed MOMENT WHERE AMOUNT COMMAND …`.
 
-It runs as ever and sends itself SIGKILL at a moment of a stage. Python's audit hooks tell of the folders that it makes
-and the files that it renames; nothing of it is replaced, but that checkpoints come after every step and not after every
-minute where `MOMENT` is `checkpoint`.
+It runs as ever and sends itself SIGKILL at a moment of a stage, or of a file in its run's folder. Python's audit hooks
+tell of the folders that it makes and the files that it renames and links; nothing of it is replaced, but that
+checkpoints come after every step and not after every minute where `MOMENT` is `checkpoint`.
 
-    working     SECONDS after the stage has begun, and at the latest when it publishes its output
-    writing     when the first file of its output is there
+    working     AMOUNT seconds after the stage WHERE has begun, and at the latest when it publishes its output
+    writing     when AMOUNT files of its output are there, and at the latest when it publishes them
     publishing  when its output is whole, with manifest, but not yet where finished outputs are
     published   when its output is there, and neither the run's record nor MLflow know it
     checkpoint  when its third checkpoint is written, but has not taken the place of the second
+    delivering  when the file WHERE is written, but does not have its name yet
+    recording   when the file WHERE has its name, and the run's record does not know it yet
+    tracking    when the file WHERE is about to be handed over to MLflow
 """
 
 from __future__ import annotations
@@ -21,14 +24,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-MOMENTS = ("working", "writing", "publishing", "published", "checkpoint")
+OF_FILES = ("delivering", "recording", "tracking")
 
 
 def main() -> None:
-    moment, stage, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
+    moment, where, amount = sys.argv[1], sys.argv[2], float(sys.argv[3])
     sys.argv[1:4] = []
     sys.setswitchinterval(1e-4)  # the thread that looks for files must get its turn
-    sys.addaudithook(Death(moment, stage, seconds))
+    sys.addaudithook(FileDeath(moment, where) if moment in OF_FILES else StageDeath(moment, where, amount))
     from flows.cli import main as redream
 
     if moment == "checkpoint":
@@ -38,11 +41,11 @@ def main() -> None:
     redream()
 
 
-class Death:
-    """Waits in the audit hook for the moment."""
+class StageDeath:
+    """Waits in the audit hook for a moment of a stage."""
 
-    def __init__(self, moment: str, stage: str, seconds: float) -> None:
-        self._moment, self._seconds = moment, seconds
+    def __init__(self, moment: str, stage: str, amount: float) -> None:
+        self._moment, self._amount = moment, amount
         self._partial = f"/store/partial/{stage}/"
         self._has_begun = False
         self._num_checkpoints = 0
@@ -56,7 +59,7 @@ class Death:
         if event == "os.mkdir" and path.endswith("/output") and not self._has_begun:
             self._has_begun = True
             threading.Thread(target=self._watch, args=[Path(path)], daemon=True).start()
-        elif event == "os.rename" and path.endswith("/output") and self._moment in ("working", "publishing"):
+        elif event == "os.rename" and path.endswith("/output") and self._moment in ("working", "writing", "publishing"):
             die()
         elif event == "os.rename" and path.endswith("state.pt.part") and self._moment == "checkpoint":
             self._num_checkpoints += 1
@@ -67,12 +70,34 @@ class Death:
 
     def _watch(self, output: Path) -> None:
         if self._moment == "working":
-            time.sleep(self._seconds)
+            time.sleep(self._amount)
             die()
         while self._moment == "writing":
-            if any(path.is_file() for path in output.rglob("*")):
+            if sum(path.is_file() for path in output.rglob("*")) >= self._amount:
                 die()
             time.sleep(0.0002)
+
+
+class FileDeath:
+    """Waits in the audit hook for a moment of a file in the run's folder."""
+
+    def __init__(self, moment: str, name: str) -> None:
+        self._moment, self._name = moment, name
+        self._is_there = False
+
+    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event not in ("os.rename", "os.link"):
+            return
+        source, target = Path(str(arguments[0])), Path(str(arguments[1]))
+        if event == "os.link":
+            if self._moment == "tracking" and source.name == self._name and source.parent.parent.name == "runs":
+                die()
+        elif target.parent.parent.name == "runs":
+            if target.name == self._name and self._moment == "delivering":
+                die()
+            if target.name == "run.json" and self._is_there and self._moment == "recording":
+                die()
+            self._is_there = self._is_there or target.name == self._name
 
 
 def die() -> None:

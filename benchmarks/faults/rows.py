@@ -10,9 +10,10 @@ from typing import Any
 from urllib.parse import urlencode
 
 from benchmarks.faults.ground import MARK, Ground, finished_stages, half_written, orphans, weights
-from flows.serving import EXPERIMENT, ask
+from flows.serving import ask
 from tasks.records import finished_stage, list_runs, read_run
 from tasks.stage import STEPS_FILE
+from tasks.tracking import EXPERIMENT
 
 FIGURE = "distill/grad_norm"
 
@@ -54,7 +55,7 @@ def row_after(
         mlflow: address of the server that the runs were tracked by; empty for a database in a file.
     """
     expected = undisturbed or ground.undisturbed
-    record = list_runs(out)[-1]
+    record = [record for record in list_runs(out) if record["flow"] == "generate"][-1]
     if record["state"] != "finished":
         return Row(happened=happened, resumed_by=resumed_by, problems=[*problems, f"the run {record['state']}"])
     is_same = weights(out, record["run_id"]) == weights(Path(expected["folder"]).parents[1], expected["run_id"])

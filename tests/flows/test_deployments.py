@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import shutil
 import subprocess
 import sys
@@ -12,9 +13,10 @@ from typing import Any
 
 import pytest
 import yaml
+from jsonschema import Draft202012Validator
 from prefect.utilities.callables import parameter_schema
 
-from flows.parameters import SETTING_NAMES
+from flows.parameters import SETTINGS
 from flows.serving import ask
 from redream.config import PRESETS, RunConfig, flatten, with_overrides
 from tests.flows.services import Served, wait_until
@@ -49,11 +51,34 @@ def test_form_offers_the_presets_and_settings_that_exist() -> None:
     assert "distill.method" not in offered  # a parameter of its own
     sections = {name.partition(".")[0] for name in flatten(RunConfig())}
     assert {name.partition(".")[0] for name in offered} == sections
-    assert offered == SETTING_NAMES
+    assert offered == sorted(SETTINGS)
     for name in offered:
         with pytest.raises(ValueError) as refused:
             with_overrides(RunConfig(), {name: object()})
         assert "unknown" not in str(refused.value)
+
+
+def schema_of_settings() -> Draft202012Validator:
+    generate = next(entry for entry in DEPLOYMENTS if entry["name"] == "generate")
+    return Draft202012Validator(parameter_schema(flow_of(generate)).model_dump()["properties"]["settings"])
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_form_takes_every_setting_of_a_preset(preset: str) -> None:
+    settings = json.loads(json.dumps(flatten(PRESETS[preset]())))
+    del settings["distill.method"]
+    schema_of_settings().validate(settings)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_form_refuses_what_the_run_would_refuse(name: str) -> None:
+    schema, limits = schema_of_settings(), SETTINGS[name]
+    beyond = [limits[key] - 1 for key in ("minimum", "exclusiveMinimum") if key in limits]
+    beyond += [limits[key] + 1 for key in ("maximum", "exclusiveMaximum") if key in limits]
+    for value in [{}, True if limits.get("type") != "boolean" else "true", *beyond]:
+        assert not schema.is_valid({name: value}), value
+        with pytest.raises(ValueError, match=name):
+            with_overrides(RunConfig(), {name: value})
 
 
 def test_fresh_clone_deploys_all_in_minutes(served: Served, tmp_path: Path) -> None:
@@ -98,6 +123,10 @@ def is_closed(served: Served, deployment_id: str) -> bool:
         ("generate/generate", {"prompt": "a cube", "seed": -1}),
         ("generate/generate", {"prompt": "a cube", "seed": "many"}),
         ("generate/generate", {"prompt": "a cube", "settings": {"distill.num_stepps": 5}}),
+        ("generate/generate", {"prompt": "a cube", "settings": {"distill.num_steps": "many"}}),
+        ("generate/generate", {"prompt": "a cube", "settings": {"distill.num_steps": 0}}),
+        ("generate/generate", {"prompt": "a cube", "settings": {"camera.fovy_deg": [40]}}),
+        ("batch/batch", {"prompts": ["a cube"], "settings": {"export.mesh_resolution": 10**6}}),
         ("generate/generate", {"prompt": "a cube", "assets": ["a\x00.glb"]}),
         ("generate/generate", {"prompt": "a cube", "sede": 1}),
         ("rerun/rerun", {"run_id": "a/../b"}),

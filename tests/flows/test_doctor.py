@@ -76,6 +76,6 @@ def test_doctor_sees_what_serve_runs_in_minutes(served: Served, monkeypatch: pyt
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     found = {finding.name: finding for finding in doctor.check_servers(served.out)}
     pools = {f"{what} {name}" for what in ("work pool", "workers of") for name in ("local", "batches")}
-    assert found.keys() == {"Prefect", "MLflow", *pools}
+    assert found.keys() == {"Prefect", "MLflow", "keeper", *pools}
     assert all(finding.state == "ok" for finding in found.values())
     assert found["Prefect"].found == served.api

@@ -14,6 +14,7 @@ from prefect.client.orchestration import PrefectClient, get_client
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Cancelled, Completed, Crashed, Pending, Running, Scheduled, State
 
+from flows import doctor
 from flows.keeper import (
     JUST_CANCELLED,
     RESUME_WITHIN,
@@ -24,6 +25,7 @@ from flows.keeper import (
     create_pools,
     reconcile,
     refuse_unknown_parameters,
+    say_alive,
 )
 from flows.serving import BATCH_POOL, POOL
 
@@ -157,3 +159,20 @@ def test_second_keeper_changes_nothing(prefect_server: None) -> None:
             return pools.count(POOL), pools.count(BATCH_POOL), len(await client.read_automations())
 
     assert asyncio.run(twice()) == (1, 1, 1)
+
+
+def test_doctor_knows_when_the_keeper_last_looked(prefect_server: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def api_url() -> str:
+        async with get_client() as client:
+            return str(client.api_url).rstrip("/")
+
+    api = asyncio.run(api_url())
+    asyncio.run(say_alive())
+    assert doctor.check_keeper(api).state == "ok"
+    monkeypatch.setattr(doctor, "KEEPER_SILENT_SECONDS", -1)
+    silent = doctor.check_keeper(api)
+    assert silent.state == "missing"
+    assert "crashed runs are not resumed" in silent.found
+    assert "flows.keeper" in silent.remedy
+    monkeypatch.setattr(doctor, "KEEPER_SEEN", "of-no-keeper")
+    assert "never seen" in doctor.check_keeper(api).found

@@ -33,6 +33,13 @@ def test_overrides_reach_tuples_and_linears() -> None:
     assert config.distill.lambda_opacity_entropy == Linear(start=0.0, end=1.0, begin_step=1, end_step=2)
 
 
+def test_overrides_count_together() -> None:
+    config = with_overrides(mini(), {"distill.num_steps": 10, "distill.warm_up_steps": 5})
+    assert (config.distill.num_steps, config.distill.warm_up_steps) == (10, 5)
+    with pytest.raises(ValueError, match=r"distill\.warm_up_steps is 250; it must be at most distill\.num_steps, 10"):
+        with_overrides(mini(), {"distill.num_steps": 10})
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -44,6 +51,11 @@ def test_overrides_reach_tuples_and_linears() -> None:
         {"distill.num_steps": 0},
         {"distill.num_steps": True},
         {"distill.use_adapter": 1},
+        {"distill.guidance_scale": float("nan")},
+        {"distill.lr_mlp": float("inf")},
+        {"distill.max_t": 1.1},
+        {"export.mesh_resolution": 10**6},
+        {"evaluation.fovy_deg": 180},
         {"camera.fovy_deg": [50]},
         {"camera.fovy_deg": [60, 50]},
         {"prior.model": 3},

@@ -107,6 +107,10 @@ def test_the_miniature_s_own_index_can_be_named_like_any_other_and_its_store_mov
     config = RetrievalConfig(clip_model="mini:clip-retrieval", num_index_views=1)
     made = indexing.built_index(indexing.index_miniature.fn(run, config))
     assert given_index(made.index_dir) == made
+    client = MlflowClient(run.tracking.uri)
+    tracked = next(r for r in client.search_runs([experiment_id(run.tracking)]) if r.info.run_name == "index")
+    assert tracked.data.metrics["index/text_recall"] == tracked.data.metrics["index/cross_recall"] == 1.0
+    assert "index_check.json" in {entry.path for entry in client.list_artifacts(tracked.info.run_id)}
     moved = (tmp_path / "moved").resolve()
     Path(run.out, "store").rename(moved)
     named = given_index(str(moved / Path(made.index_dir).relative_to(Path(run.out, "store"))))
