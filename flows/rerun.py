@@ -14,7 +14,7 @@ from flows.parameters import Place, RunId, Settings, StageName
 from flows.plan import checked_rerun
 from flows.request import DEFAULT_OUT
 from tasks.delivery import Made
-from tasks.runs import Repeats, open_run, settle_crashed
+from tasks.runs import Repeats, open_run
 
 
 @flow(name="rerun", flow_run_name="rerun of {run_id}", task_runner=THREADS)
@@ -29,7 +29,6 @@ def rerun(run_id: RunId, from_stage: StageName = "", settings: Settings = {}, ou
     """
     asked = checked_rerun(run_id, from_stage, settings, out)
     request, parent = asked.request, asked.parent
-    settle_crashed(request.out)
     salts = {**parent.get("salts", {}), **dict.fromkeys(asked.redone, str(flow_run.id))}
     repeats = Repeats(run_id=run_id, mlflow_run_id=parent["mlflow"]["run_id"], salts=salts)
     parameters = request.parameters()

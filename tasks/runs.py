@@ -27,7 +27,8 @@ from prefect.runtime import flow_run
 
 from redream.config import RunConfig, flatten
 from tasks.notes import comparison, picture_and_files, run_note
-from tasks.records import ALIVE_LOCK, list_runs, run_folder
+from tasks.progress import stop_requested
+from tasks.records import ALIVE_LOCK, list_runs, read_run, run_folder
 from tasks.store import Output, StageKey, Store, write_json
 from tasks.tracking import LOCAL, Tracker, Tracking, default_tracking_uri, open_tracking
 
@@ -86,10 +87,9 @@ def open_run(
         batch: the run of the batch that this one belongs to.
     """
     repeated = (repeats.run_id, repeats.mlflow_run_id) if repeats is not None else ("", "")
-    if (flow_run.run_count or 0) > 1:  # an earlier attempt died, and could not close what it had opened
-        settle_crashed(out)
-        if repeats is None:
-            repeated = _earlier_attempt(out)
+    settle_crashed(out)  # an earlier attempt perhaps, which could not close what it had opened
+    if (flow_run.run_count or 0) > 1 and repeats is None:
+        repeated = _earlier_attempt(out)
     started = datetime.now(UTC)
     run_id = new_run_id(prompt, started, request)
     run_folder(out, run_id).mkdir(parents=True)
@@ -141,6 +141,8 @@ def open_run(
         yield run
     except BaseException as error:
         is_failure = isinstance(error, Exception)
+        if not is_failure:
+            stop_requested.set()  # Prefect takes SIGTERM for itself, and the stages in other threads must hear of it
         (run.folder / "error.txt").write_text("".join(traceback.format_exception(error)))
         _finish(
             run,
@@ -193,13 +195,16 @@ def record_result(
 def settle_crashed(out: Path) -> list[str]:
     """Write down that runs have crashed whose process died, close them in MLflow, and return their ids."""
     settled = []
-    for record in list_runs(out):
-        path = run_folder(out, record["run_id"]) / "run.json"
-        if record["state"] == "crashed" and json.loads(path.read_text())["state"] == "running":
-            write_json(path, {name: value for name, value in record.items() if name != "folder"})
-            tracking = open_tracking(record["mlflow"]["uri"], out)
-            Tracker(tracking, record["mlflow"]["run_id"]).close_open()
-            settled.append(record["run_id"])
+    for path in sorted((out / "runs").glob("*/run.json")):
+        with suppress(OSError, ValueError, KeyError, TypeError):  # somebody else's damage must not end this run
+            if json.loads(path.read_text())["state"] != "running":
+                continue
+            record = read_run(out, path.parent.name)
+            if record["state"] == "crashed":
+                write_json(path, {name: value for name, value in record.items() if name != "folder"})
+                tracking = open_tracking(record["mlflow"]["uri"], out)
+                Tracker(tracking, record["mlflow"]["run_id"]).close_open()
+                settled.append(record["run_id"])
     return settled
 
 

@@ -39,7 +39,7 @@ def killed_in_delivery(ground: Ground, fault: str) -> Row:
         if ended.code != -signal.SIGKILL:
             problems.append(f"not killed {moment} {name} but ended with {ended.code}: {ended.last_line}")
             break
-        problems += _after_kill(fault, out)
+        problems += _after_kill(fault, out, "generate")
         command = repeating(out, list_runs(out)[-1]["run_id"])
     kept = finished_stages(list_runs(out)[-1])
     done = end(ground.start(fault, command))
@@ -61,11 +61,11 @@ def killed_batch(ground: Ground, fault: str) -> Row:
     wait_until(lambda: any("distill" in record["stages"] for record in _of(out, "generate")))
     process.kill()
     end(process)
-    problems = _after_kill(fault, out)
+    problems = _after_kill(fault, out, "batch")
     kept = finished_stages(_of(out, "generate")[-1])
     ended = end(ground.start(fault, command, ["delivering", GALLERY, "0"]))
     problems += [] if ended.code == -signal.SIGKILL else [f"not killed at its gallery: {ended.last_line}"]
-    problems += _after_kill(fault, out)
+    problems += _after_kill(fault, out, "batch")
     done = end(ground.start(fault, command))
     problems += [] if done.code == 0 else [f"not resumed: {done.last_line}"]
     batches = _of(out, "batch")
@@ -81,11 +81,11 @@ def _of(out: Path, flow: str) -> list[dict[str, Any]]:
     return [record for record in list_runs(out) if record["flow"] == flow]
 
 
-def _after_kill(fault: str, out: Path) -> list[str]:
+def _after_kill(fault: str, out: Path, flow: str) -> list[str]:
     """Return what is wrong right after a kill."""
     problems = [f"half-written after the kill: {name}" for name in half_written(out)]
     alive = orphans(lambda environment: environment.get(MARK) == fault)
     if alive:
         problems.append(f"{len(alive)} orphans after the kill")
-    state = list_runs(out)[-1]["state"]
-    return problems if state in ("crashed", "stopped") else [*problems, f"the record says {state}"]
+    state = _of(out, flow)[-1]["state"]
+    return problems if state == "crashed" else [*problems, f"the record says {state}"]

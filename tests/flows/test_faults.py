@@ -139,6 +139,20 @@ def test_batch_makes_what_it_can_and_then_only_what_is_missing_in_minutes(
 
 
 @pytest.mark.timeout(2 * TIMEOUT)
+def test_terminated_command_ends_at_its_next_step_in_minutes(world: World, tmp_path: Path, started: Any) -> None:
+    endless = ["--set", "distill.num_steps=100000"]
+    process = started("generate", PROMPT, *asking(world, tmp_path, *endless))
+    while not any("distill" in run["stages"] for run in list_runs(tmp_path)):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.2)
+    process.terminate()
+    _, messages = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 143, messages
+    (record,) = list_runs(tmp_path)
+    assert record["state"] == record["stages"]["distill"]["state"] == "stopped"
+
+
+@pytest.mark.timeout(2 * TIMEOUT)
 def test_interrupted_batch_leaves_no_process_behind_in_minutes(world: World, tmp_path: Path, started: Any) -> None:
     (tmp_path / "prompts.txt").write_text("a grey box\na grey ball\n")
     endless = ["--set", "distill.num_steps=100000"]  # none may finish in the time that it is given to stop

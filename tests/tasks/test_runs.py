@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -13,6 +14,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from redream.config import flatten, smoke
+from tasks.progress import stop_requested
 from tasks.records import finished_stage, list_runs, read_run
 from tasks.runs import PICTURE, Run, open_run, record_result, record_start, settle_crashed
 from tasks.stage import run_stage
@@ -25,6 +27,13 @@ def tracking_uri(mlflow_folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     uri = default_tracking_uri(mlflow_folder)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     return uri
+
+
+@pytest.fixture(autouse=True)
+def no_stop_is_left() -> Iterator[None]:
+    """Tests of one process share what tells stages to stop."""
+    yield
+    stop_requested.clear()
 
 
 def one_run(out: Path, error: BaseException | None = None, prompt: str = "a red cube") -> Run:
@@ -166,6 +175,24 @@ def test_run_whose_process_was_killed_has_crashed(tmp_path: Path, tracking_uri: 
     assert client.get_run(record["mlflow"]["run_id"]).info.status == "KILLED"
     assert settle_crashed(tmp_path) == []
     assert read_run(tmp_path, record["run_id"])["state"] == "crashed"
+
+
+def test_next_run_closes_the_one_that_crashed(tmp_path: Path, tracking_uri: str) -> None:
+    crashed = read_run(tmp_path, die_in_a_run(tmp_path, tracking_uri))
+    (tmp_path / "runs/damaged").mkdir()
+    (tmp_path / "runs/damaged/run.json").write_text('{"state": "running"')
+    one_run(tmp_path)
+    assert MlflowClient(tracking_uri).get_run(crashed["mlflow"]["run_id"]).info.status == "KILLED"
+    assert json.loads((tmp_path / "runs" / crashed["run_id"] / "run.json").read_text())["state"] == "crashed"
+
+
+def test_stages_in_other_threads_hear_that_their_run_is_stopped_and_not_that_it_failed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError):
+        one_run(tmp_path, ValueError("bad"))
+    assert not stop_requested.is_set()
+    with pytest.raises(SystemExit):
+        one_run(tmp_path, SystemExit(143))
+    assert stop_requested.is_set()
 
 
 def test_run_under_way_is_running_for_everybody(tmp_path: Path) -> None:
