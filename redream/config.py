@@ -22,7 +22,7 @@ Method = Literal["redream", "vsd", "sds"]
 
 # Limits stand in the types, where Prefect's form finds them as well (flows/parameters.py).
 Count = Annotated[int, Interval(ge=1, le=10_000_000)]
-CountOrNone = Annotated[int, Interval(ge=0, le=10_000_000)]
+CountOrZero = Annotated[int, Interval(ge=0, le=10_000_000)]
 Bytes = Annotated[int, Ge(1)]
 Pixels = Annotated[int, Interval(ge=8, le=4096)]
 Share = Annotated[float, Interval(ge=0, le=1)]
@@ -118,7 +118,7 @@ class DownloadConfig:
     max_bytes: Bytes = 512 * 2**20  # of one file
     total_timeout: Positive = 600.0  # seconds for one file, all attempts and pauses together
     stall_timeout: Positive = 30.0  # seconds without a byte
-    num_retries: CountOrNone = 5  # after the first attempt
+    num_retries: CountOrZero = 5  # after the first attempt
     first_pause: Positive = 1.0  # seconds before the first retry; doubles with each, less up to half by jitter
     max_pause: Positive = 60.0  # seconds, also of a pause that the server asks for
 
@@ -132,9 +132,8 @@ class DownloadConfig:
 class OrientationConfig:
     num_poses: Annotated[int, Interval(ge=4, le=1000)] = 24
     elevation_deg: Elevation = 15.0
-    min_margin: Annotated[float, Interval(ge=-2, le=2)] = (
-        0.01  # cosine; below it an asset has no clear front and stays as it is
-    )
+    # Of cosines; below it an asset has no clear front and stays as it is.
+    min_margin: Annotated[float, Interval(ge=-2, le=2)] = 0.01
 
     def __post_init__(self) -> None:
         _require_limits("orientation", self)
@@ -224,14 +223,14 @@ class DistillConfig:
     num_particles: Annotated[int, Interval(ge=1, le=64)] = 1
     views_per_step: Annotated[int, Interval(ge=1, le=1024)] = 1
     # Warm-up (Eqs. 3 and 4).
-    warm_up_steps: CountOrNone = 1_000  # K
+    warm_up_steps: CountOrZero = 1_000  # K
     use_initialisation: bool = True  # v_ret during warm-up, and the first occupancy from the asset
     lambda_ret_rgb: NotNegative = 1_000.0
     lambda_ret_opacity: NotNegative = 100.0
     variational_sees_assets: bool = True  # Eq. 4
     # Adaptation (Eq. 5) and the delta regulariser (App. B).
     use_adapter: bool = True
-    delta_every: CountOrNone = 3  # steps; 0 switches the regulariser off. Paper: every third
+    delta_every: CountOrZero = 3  # steps; 0 switches the regulariser off. Paper: every third
     delta_weight: NotNegative = 1.0
     # Score distillation.
     guidance_scale: NotNegative = 7.5
@@ -239,10 +238,10 @@ class DistillConfig:
     min_t: Share = 0.02  # share of the number of training timesteps
     max_t: Share = 0.98
     annealed_max_t: Share = 0.5
-    anneal_from_step: CountOrNone = 5_000
+    anneal_from_step: CountOrZero = 5_000
     low_resolution: Pixels = 64
     high_resolution: Pixels = 512
-    high_resolution_from_step: CountOrNone = 5_000
+    high_resolution_from_step: CountOrZero = 5_000
     # Optimisation.
     lr_encoding: NotNegative = 1e-2
     lr_mlp: NotNegative = 1e-3
