@@ -10,14 +10,16 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
+from httpx import HTTPError
 from prefect import flow
 from prefect.artifacts import (
     create_markdown_artifact,
@@ -54,6 +56,7 @@ VERSIONS = {
     "evaluate": evaluation.STAGE_VERSION, "export": exporting.STAGE_VERSION,
 }  # fmt: skip
 STOPPED = (130, 143, -2, -15)  # exit codes of Ctrl-C and SIGTERM
+MISSING = ("failed", "stopped")  # states of objects, after which their batch has failed
 EXTRA_WORKERS = 1  # beyond one per GPU: their first stages need none
 
 
@@ -129,9 +132,9 @@ def batch(
     with open_run("batch", title, 0, None, request, folder) as run:
         outcomes = _made(run, members, workers, gpus, {} if out == DEFAULT_OUT else {"out": out})
         result = _deliver(run, title, outcomes)
-        num_failed = sum(outcome.state == "failed" for outcome in outcomes)
-        if num_failed:
-            raise BatchFailed(f"{num_failed} of {len(members)} objects failed; see {result['gallery']}", result)
+        num_missing = sum(outcome.state in MISSING for outcome in outcomes)
+        if num_missing:
+            raise BatchFailed(f"{num_missing} of {len(members)} objects are missing; see {result['gallery']}", result)
         return result
 
 
@@ -185,12 +188,15 @@ def _made(run: Run, members: Sequence[Member], workers: int, gpus: int, place: M
         say(f"{len(outcomes)} of {len(members)} objects are there already")
     asked = {number: members[number] for number in missing.values()}
     ended = _run_on_workers(run, asked, place, workers, gpus) if deployment.id else _run_here(run, asked, workers, gpus)
-    shown = create_progress_artifact(progress=0.0, key="batch-progress", description=f"{len(asked)} objects to make")
+    description = f"{len(asked)} objects to make"
+    shown = _show(lambda: create_progress_artifact(progress=0.0, key="batch-progress", description=description))
     with closing(ended):  # what is under way ends with it, also where the loop breaks off
         for num_ended, (number, outcome) in enumerate(track(ended, "batch", len(asked)), start=1):
             outcomes[number] = outcome
             say(f"{outcome.state}: {visible_text(outcome.prompt)} (seed {outcome.seed}) {visible_text(outcome.reason)}")
-            update_progress_artifact(cast(UUID, shown), progress=100.0 * num_ended / len(asked))
+            progress = 100.0 * num_ended / len(asked)
+            if shown is not None:
+                _show(partial(update_progress_artifact, cast(UUID, shown), progress=progress))
     return [outcomes[number] for number in range(len(members))]
 
 
@@ -306,9 +312,19 @@ def _deliver(run: Run, title: str, outcomes: Sequence[Outcome]) -> dict[str, Any
     figures = {f"batch/{state}": float(number) for state, number in counts.items()}
     record_result(run, figures, {}, [gallery, run.folder / "outcomes.json"])
     rows = [{**asdict(o), "prompt": visible_text(o.prompt), "metrics": _figures(o.metrics)} for o in outcomes]
-    create_table_artifact(key="batch", table=rows, description=summary)
-    create_markdown_artifact(key="gallery", markdown=gallery_markdown(items, summary, gallery), description=summary)
+    _show(lambda: create_table_artifact(key="batch", table=rows, description=summary))
+    markdown = gallery_markdown(items, summary, gallery)
+    _show(lambda: create_markdown_artifact(key="gallery", markdown=markdown, description=summary))
     return result
+
+
+def _show(show: Callable[[], Any]) -> Any:
+    """Show something in Prefect; a server that is away costs the batch nothing."""
+    try:
+        return show()
+    except HTTPError as error:
+        say(f"Prefect does not show all of this batch ({type(error).__name__})")
+        return None
 
 
 def _gallery(run: Run, outcomes: Sequence[Outcome]) -> tuple[list[tuple[GalleryItem, str]], list[StageSpan]]:

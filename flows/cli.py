@@ -37,6 +37,7 @@ from flows.request import (
     checked_weights,
     parsed_settings,
 )
+from flows.serving import TAG
 from flows.tables import (
     again,
     console,
@@ -97,7 +98,7 @@ def generate(
         _check_meshes(request.assets, request.config.mesh)
     with _services(request.out):
         from flows.generate import generate as generate_flow
-    with redirect_stdout(sys.stderr):
+    with _results_only():
         made = generate_flow(**request.parameters(), out=str(request.out), batch=batch_id)
     if as_json:
         _print_json(asdict(made))
@@ -156,7 +157,7 @@ def evaluate(
         finished_stage(folder, read_run(folder, run), "distill")
     with _services(folder):
         from flows.evaluate import evaluate_runs
-    with redirect_stdout(sys.stderr):
+    with _results_only():
         reports = evaluate_runs(runs, overrides, str(folder))
     if as_json:
         _print_json(reports)
@@ -204,7 +205,7 @@ def rerun(
     asked = checked_rerun(run, from_stage, overrides, out)
     with _services(asked.request.out):
         from flows.rerun import rerun as rerun_flow
-    with redirect_stdout(sys.stderr):
+    with _results_only():
         made = rerun_flow(run, from_stage, overrides, str(asked.request.out))
     if as_json:
         _print_json(asdict(made))
@@ -232,9 +233,9 @@ def batch(
     defaults = Defaults(preset=preset, method=method, seeds=tuple(numbers), index=index, settings=overrides, out=folder)
     read_members(prompts, defaults)
     with _services(folder):
-        from flows.batch import BatchFailed
+        from flows.batch import MISSING, BatchFailed
         from flows.batch import batch as batch_flow
-    with redirect_stdout(sys.stderr):
+    with _results_only():
         try:
             made = batch_flow(prompts, [], preset, method, numbers, index, overrides, workers, gpus, str(folder))
         except BatchFailed as error:
@@ -243,7 +244,7 @@ def batch(
         _print_json(made)
     else:
         print_batch(made)
-    if any(outcome["state"] == "failed" for outcome in made["outcomes"]):
+    if any(outcome["state"] in MISSING for outcome in made["outcomes"]):
         raise typer.Exit(1)
 
 
@@ -391,7 +392,7 @@ def index_build(
 
         flow = build_index.with_options(task_runner=task_runner(runner, address))
     place_index = str(Path(index).resolve()) if index else ""
-    with redirect_stdout(sys.stderr):
+    with _results_only():
         built = flow(
             catalog=catalog if catalog in ("objaverse", "mini") else str(Path(catalog).resolve()),
             preset=preset,
@@ -517,6 +518,15 @@ def _fail(message: str, code: int) -> None:
 
 
 @contextmanager
+def _results_only() -> Iterator[None]:
+    """Keep standard output for results while a flow runs, and mark its runs as ours for the keeper's rule."""
+    from prefect import tags
+
+    with redirect_stdout(sys.stderr), tags(TAG):
+        yield
+
+
+@contextmanager
 def _services(out: Path) -> Iterator[None]:
     """Get Prefect and MLflow ready while the body imports a flow."""
     from tasks.progress import stop_requested, waiting
@@ -549,7 +559,7 @@ def _open_index(index: str, config: RunConfig, preset: str, out: Path) -> IndexP
         return built_index(found)
     with _services(out):
         from flows.build_index import build_index
-    with redirect_stdout(sys.stderr):
+    with _results_only():
         return build_index(preset=preset, out=str(out))
 
 

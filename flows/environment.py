@@ -36,6 +36,7 @@ QUIET = {
 }
 LOCAL_SERVER = {
     "PREFECT_SERVER_API_BLOCKS_REGISTER_ON_START": "false",  # no stage uses blocks
+    "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": "http://127.0.0.1",  # by default any page in a browser may start runs
 }
 DEPLOYED = {
     "PREFECT_LOGGING_EXTRA_LOGGERS": "redream",  # progress becomes lines of the run's log

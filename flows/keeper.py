@@ -22,6 +22,7 @@ import argparse
 import asyncio
 import itertools
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -29,10 +30,10 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flows.environment import QUIET
-from flows.serving import BATCH_POOL, KEEPER_SEEN, POOL
+from flows.serving import BATCH_POOL, KEEPER_SEEN, POOL, TAG
 from flows.worker import STOPPED
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
 
 PROJECT = Path(__file__).parents[1]
-TAG = "redream"  # of every deployment in prefect.yaml
 AUTOMATION = "redream: runs that fell silent are crashed"
 RESUMED = "Resumed"
 SILENT = "No sign of life: its process or its machine died."
@@ -49,7 +49,10 @@ SILENCE = timedelta(seconds=120)  # four heartbeats; less marks healthy runs
 START = timedelta(seconds=300)  # for a worker to start the process of a run, on a busy machine as well
 RESUME_DELAY = timedelta(seconds=15)  # a worker that learns of the death meanwhile frees the run's place
 JUST_CANCELLED = timedelta(seconds=60)  # after that, an object of a cancelled batch has been tried again by somebody
-RESUME_WITHIN = timedelta(days=1)  # what crashed before is nobody's business any more
+# What crashed before is nobody's business any more; what was stopped with its worker is promised to go on.
+RESUME_WITHIN, CONTINUE_WITHIN = timedelta(days=1), timedelta(days=30)
+STOPS = (STOPPED, "Execution was aborted by a termination signal.")  # Prefect's own words, in the run's process
+RUNS_PER_QUESTION = 200  # what the server gives at most
 LOOK_EVERY_SECONDS = 5.0
 SAY_EVERY_LOOKS = 6
 
@@ -62,6 +65,7 @@ def main() -> None:
         parser.error("set PREFECT_API_URL to the server's address, such as http://127.0.0.1:4200/api")
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends `prefect deploy` as well
     asyncio.run(keep(asked.max_resumes))
 
 
@@ -142,8 +146,15 @@ async def create_automation() -> None:
     except ValueError:
         await wanted.acreate()
         return
-    there.trigger, there.actions, there.enabled = wanted.trigger, wanted.actions, True
-    await there.aupdate()
+    # An update forgets which runs it has heard of, and those that died meanwhile would be `Running` for ever.
+    if not there.enabled or _plain(there.trigger) != _plain(wanted.trigger) or there.actions != wanted.actions:
+        there.trigger, there.actions, there.enabled = wanted.trigger, wanted.actions, True
+        await there.aupdate()
+
+
+def _plain(trigger: Any) -> dict[str, Any]:
+    """Return a trigger without the name that the server gives it."""
+    return trigger.model_dump(mode="json", exclude={"id"})
 
 
 def silence_automation() -> Automation:
@@ -162,6 +173,7 @@ def silence_automation() -> Automation:
             expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{end}" for end in ends)},
             for_each={"prefect.resource.id"},
             match={"prefect.resource.id": "prefect.flow-run.*"},  # pyright: ignore[reportArgumentType]
+            match_related={"prefect.resource.id": f"prefect.tag.{TAG}"},  # pyright: ignore[reportArgumentType]
             threshold=1,
             within=SILENCE,
         ),
@@ -181,11 +193,11 @@ async def reconcile(client: PrefectClient, max_resumes: int, now: datetime) -> l
             from flows.submitted import cancel_objects
 
             await asyncio.to_thread(cancel_objects, run.id)
-    crashed = [run for run in await _runs_in(client, "CRASHED", now) if _age(run, now) >= RESUME_DELAY]
+    crashed = [run for run in await _runs_in(client, "CRASHED", now) if RESUME_DELAY <= _age(run, now) < _limit(run)]
     await _end_tasks(client, crashed)
     for run in crashed:
         states = sorted(await client.read_flow_run_states(run.id), key=lambda state: state.timestamp)
-        after_crash = (later for before, later in pairwise(states) if before.message != STOPPED)
+        after_crash = (later for before, later in pairwise(states) if before.message not in STOPS)
         num_resumed = sum(state.name == RESUMED for state in after_crash)  # a worker that is stopped is no crash
         if num_resumed < max_resumes:
             attempt = f"attempt {num_resumed + 1} of {max_resumes} after a crash"
@@ -211,16 +223,29 @@ async def _end_tasks(client: PrefectClient, crashed: list[FlowRun]) -> None:
 async def _runs_in(
     client: PrefectClient, state: str, now: datetime, pools: Sequence[str] = (POOL, BATCH_POOL)
 ) -> list[FlowRun]:
-    """Return the deployed runs in a state, of those that began to be in it lately."""
+    """Return our deployed runs in a state, of those that began to be in it lately."""
     from prefect.client.schemas import filters
 
+    has_ended = state != "PENDING"
     found = filters.FlowRunFilter(
         deployment_id=filters.FlowRunFilterDeploymentId(is_null_=False),
         state=filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=[state])),  # pyright: ignore
+        tags=filters.FlowRunFilterTags(all_=[TAG]),
+        end_time=filters.FlowRunFilterEndTime(after_=now - CONTINUE_WITHIN) if has_ended else None,  # pyright: ignore
     )
     pool = filters.WorkPoolFilter(name=filters.WorkPoolFilterName(any_=list(pools)))
-    runs = await client.read_flow_runs(flow_run_filter=found, work_pool_filter=pool)
-    return [run for run in runs if _age(run, now) < RESUME_WITHIN]
+    runs: list[FlowRun] = []
+    while True:
+        page = await client.read_flow_runs(flow_run_filter=found, work_pool_filter=pool, offset=len(runs))
+        runs += page
+        if len(page) < RUNS_PER_QUESTION:
+            return runs
+
+
+def _limit(run: FlowRun) -> timedelta:
+    """Return how long ago a run may have ended to be made to go on."""
+    is_stopped = run.state is not None and run.state.message in STOPS
+    return CONTINUE_WITHIN if is_stopped else RESUME_WITHIN
 
 
 def _age(run: FlowRun, now: datetime) -> timedelta:

@@ -21,6 +21,7 @@ from typing import Any
 
 from flows.environment import DEPLOYED, QUIET, SERVER
 
+TAG = "redream"  # of every deployment in prefect.yaml, and of commands' runs
 POOL = "local"
 BATCH_POOL = "batches"  # of runs that wait for others, and would keep the place that those need
 KEEPER_SEEN = "redream-keeper"  # the variable with the time at which the keeper last looked
@@ -87,6 +88,8 @@ def serving_environment(asked: Serving, environment: Mapping[str, str]) -> dict[
     defaults = {
         "PREFECT_HOME": str(asked.out / ".prefect"),
         "PREFECT_SERVER_API_BLOCKS_REGISTER_ON_START": "false",
+        # Its own pages only: by default any page in a browser may start runs.
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{asked.port},http://localhost:{asked.port}",
         "PREFECT_SERVER_UI_API_URL": "/api" if not is_loopback(asked.host) else asked.prefect_api,
         "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{asked.out / 'mlflow.db'}",
         "MLFLOW_ARTIFACTS_DESTINATION": (asked.out / "mlartifacts").as_uri(),

@@ -33,11 +33,18 @@ def read_run(out: Path, run_id: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is damaged ({error})") from error
     if record["state"] == "running" and not is_alive(path.parent):
-        record["state"] = "crashed"
-        for entry in record["stages"].values():
-            if entry["state"] in ("running", "waiting"):
-                entry["state"] = "crashed"
+        record = json.loads(path.read_text())  # it may have ended between the two looks
+        record = as_crashed(record) if record["state"] == "running" else record
     return {**record, "folder": str(path.parent)}
+
+
+def as_crashed(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the record of a run under way as that of one whose process has died."""
+    stages = {
+        name: {**entry, "state": "crashed"} if entry["state"] in ("running", "waiting") else entry
+        for name, entry in record["stages"].items()
+    }
+    return {**record, "state": "crashed", "stages": stages}
 
 
 def is_alive(folder: Path) -> bool:

@@ -17,7 +17,7 @@ import re
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,9 @@ from prefect.runtime import flow_run
 from redream.config import RunConfig, flatten
 from tasks.notes import comparison, picture_and_files, run_note
 from tasks.progress import stop_requested
-from tasks.records import ALIVE_LOCK, list_runs, read_run, run_folder
+from tasks.records import ALIVE_LOCK, as_crashed, list_runs, run_folder
 from tasks.store import Output, StageKey, Store, write_json
-from tasks.tracking import LOCAL, Tracker, Tracking, default_tracking_uri, open_tracking
+from tasks.tracking import LOCAL, Tracker, Tracking, default_tracking_uri, new_local_id, open_tracking
 
 PICTURE = "orbit.png"  # of a run that made an object, in the run's folder
 
@@ -98,11 +98,8 @@ def open_run(
     tags = {"redream.run_id": run_id, "redream.flow": name, "redream.prompt": prompt, "redream.batch": batch}
     tags |= prefect_tags
     tags |= {"redream.rerun_of": repeated[0], "redream.rerun_of_mlflow_run": repeated[1]}
-    tracker = Tracker.start(tracking, prompt[:80], tags, note=run_note(prompt, run_id, tags))
     settings = flatten(config) if config is not None else {}
-    tracker.log_params({**request, **settings})
-    if config is not None:
-        tracker.log_text(json.dumps(asdict(config), indent=1), "config.json")
+    tracker = Tracker(tracking, new_local_id())
     run = Run(
         run_id=run_id,
         out=str(out),
@@ -138,6 +135,12 @@ def open_run(
         },
     )
     try:
+        tracker.create(prompt[:80], tags, run_note(prompt, run_id, tags))
+        tracker.log_params({**request, **settings})
+        if config is not None:
+            tracker.log_text(json.dumps(asdict(config), indent=1), "config.json")
+        run = replace(run, mlflow_run_id=tracker.run_id)
+        _update(run, lambda record: record["mlflow"].update(run_id=tracker.run_id))
         yield run
     except BaseException as error:
         is_failure = isinstance(error, Exception)
@@ -199,12 +202,15 @@ def settle_crashed(out: Path) -> list[str]:
         with suppress(OSError, ValueError, KeyError, TypeError):  # somebody else's damage must not end this run
             if json.loads(path.read_text())["state"] != "running":
                 continue
-            record = read_run(out, path.parent.name)
-            if record["state"] == "crashed":
-                write_json(path, {name: value for name, value in record.items() if name != "folder"})
-                tracking = open_tracking(record["mlflow"]["uri"], out)
-                Tracker(tracking, record["mlflow"]["run_id"]).close_open()
-                settled.append(record["run_id"])
+            with FileLock(path.with_name(ALIVE_LOCK), timeout=0):  # else it is alive, or has just ended by itself
+                record = json.loads(path.read_text())
+                if record["state"] != "running":
+                    continue
+                write_json(path, as_crashed(record))
+            uri = record["mlflow"]["uri"]
+            if not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///")).is_file():  # it may be gone
+                Tracker(open_tracking(uri, out), record["mlflow"]["run_id"]).close_open()
+            settled.append(record["run_id"])
     return settled
 
 

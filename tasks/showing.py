@@ -9,9 +9,10 @@ from httpx import HTTPError
 from PIL import Image
 from prefect.artifacts import create_image_artifact, create_markdown_artifact
 
+from redream.page import visible_text
 from tasks.delivery import Made
 from tasks.evaluation import sheet_name
-from tasks.notes import data_url, run_note
+from tasks.notes import as_text, data_url, run_note
 from tasks.progress import say
 from tasks.runs import Run
 from tasks.store import Output
@@ -22,7 +23,7 @@ ORBIT, RESULT = "orbit", "result"  # keys of the artifacts
 
 def show_made(run: Run, made: Made, report: Output) -> None:
     """Give Prefect the picture and the figures of a run; a server that is away costs the run nothing."""
-    prompt = made.prompt if len(made.prompt) <= 200 else f"{made.prompt[:199]}…"
+    prompt = as_text(visible_text(made.prompt if len(made.prompt) <= 200 else f"{made.prompt[:199]}…"))
     try:
         create_image_artifact(_picture(report), key=ORBIT, description=prompt)
         create_markdown_artifact(_markdown(run, made), key=RESULT, description=prompt)

@@ -62,7 +62,8 @@ def gpu_slot(folder: Path, num_slots: int, on_wait: Callable[[], None] = lambda:
 
 def _acquire(folder: Path, num_slots: int, on_wait: Callable[[], None]) -> _Held:
     devices = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
-    group = re.sub(r"[^A-Za-z0-9-]", "-", f"{platform.node()}-{devices}")[:100]
+    machine = "" if SLOTS_FOLDER in os.environ else platform.node()  # containers of one machine have names of their own
+    group = re.sub(r"[^A-Za-z0-9-]", "-", f"{machine}-{devices}")[:100]
     while True:
         for number in range(num_slots):
             lock = FileLock(folder / f"{group}-{number}.lock", thread_local=False)

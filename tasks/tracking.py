@@ -40,6 +40,7 @@ from PIL import Image
 from tasks.spool import Outbox, attachment, leftovers, read_event, remove
 
 EXPERIMENT = "redream"
+PAGES = "REDREAM_MLFLOW_PAGES"  # where browsers reach MLflow, if elsewhere than this process does
 VIEW = "redream"  # name of the shared view, in MLflow's own words, that shows the columns which matter
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 # Beside the figures of the last run that finished.
@@ -125,9 +126,18 @@ def run_address(tracking: Tracking, run_id: str) -> str:
     """Return the address of a run's page; empty where it has none, or is not known without waiting for the server."""
     courier = _courier_for(tracking)
     experiment, run_id = courier.experiment, courier.ids.get(run_id, run_id)  # known by now, on a busy server too
-    if tracking.is_local or not experiment or run_id.startswith(LOCAL) or "@" in tracking.uri:  # with a password
+    if tracking.is_local or not experiment or run_id.startswith(LOCAL):
         return ""
-    return f"{tracking.uri.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
+    pages = os.environ.get(PAGES) or tracking.uri
+    return "" if "@" in pages else f"{pages.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
+
+
+def new_local_id() -> str:
+    return LOCAL + uuid.uuid4().hex
+
+
+class UnknownRun(Exception):
+    """This MLflow has no such run."""
 
 
 class Tracker:
@@ -142,14 +152,17 @@ class Tracker:
     @classmethod
     def start(cls, tracking: Tracking, name: str, tags: Mapping[str, str], note: str = "", parent: str = "") -> Tracker:
         """Create a run, nested in `parent` if given; `note` is Markdown."""
-        local_id = LOCAL + uuid.uuid4().hex
-        tags = {key: str(value) for key, value in tags.items() if value} | {"redream.local_id": local_id}
+        tracker = cls(tracking, new_local_id())
+        tracker.create(name, tags, note, parent)
+        return tracker
+
+    def create(self, name: str, tags: Mapping[str, str], note: str = "", parent: str = "") -> None:
+        """Create the run of a tracker that was made with a new local id."""
+        tags = {key: str(value) for key, value in tags.items() if value} | {"redream.local_id": self._named}
         if note:
             tags["mlflow.note.content"] = note
-        tracker = cls(tracking, local_id)
-        tracker._send("create", name=name, tags=tags, parent=parent)
-        tracker._courier.wait_for(local_id)
-        return tracker
+        self._send("create", name=name, tags=tags, parent=parent)
+        self._courier.wait_for(self._named)
 
     @property
     def run_id(self) -> str:
@@ -262,27 +275,39 @@ class _Courier:
 
     def wait_for(self, local_id: str) -> None:
         """Wait a moment for MLflow's id of a run."""
-        self._wait(lambda: local_id in self.ids, START_PATIENCE)
+        self._wait(lambda: local_id in self.ids, START_PATIENCE, is_last=False)
 
     def drain(self, patience: float, is_last: bool = False) -> None:
         """Wait until everything is delivered, or nothing was for a while, or the server is away."""
         if is_last:
             self._is_slow = False
-        self._wait(lambda: self._outbox.num_waiting == 0, patience)
+        self._wait(lambda: self._outbox.num_waiting == 0, patience, is_last)
 
-    def _wait(self, is_done: Callable[[], bool], patience: float) -> None:
+    def _wait(self, is_done: Callable[[], bool], patience: float, is_last: bool) -> None:
+        """Wait for something for a while; the last time, as long as there is progress."""
         patience = LOCAL_PATIENCE if self.tracking.is_local else patience
+        deadline = time.monotonic() + patience
         with self._news:
             while not (is_done() or self._is_away or self._is_slow or self._has_lost):
-                if not self._news.wait(patience):  # no answer at all in that time
+                has_news = self._news.wait(patience if is_last else max(0.0, deadline - time.monotonic()))
+                if not has_news:  # or what waited before takes all the time
                     self._is_slow = True
 
     def deliver_leftovers(self) -> int:
-        """Deliver what dead processes left, as far as the server answers; returns how many events that was."""
-        num_delivered = 0
+        """Deliver what dead processes left, as far as the server answers; returns how many events that was.
+
+        An outbox of a run that this MLflow does not know is left alone: it may be another's.
+        """
+        num_delivered, foreign = 0, set[Path]()
         for path in leftovers(Path(self.tracking.spool)):
+            if path.parent in foreign:
+                continue
             try:
                 self.deliver(path)
+            except UnknownRun as error:
+                logger.warning("MLflow at %s: %s; figures of it wait on disk", self.tracking.uri, error)
+                foreign.add(path.parent)
+                continue
             except Exception as error:
                 logger.warning("MLflow at %s does not answer (%s)", self.tracking.uri, _first_line(error))
                 break
@@ -330,7 +355,13 @@ class _Courier:
         except MlflowException as error:
             if error.error_code not in FINAL_ERRORS:
                 raise
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST" and not is_own:
+                raise UnknownRun(_first_line(error)) from error
             logger.warning("MLflow refused to log: %s", _first_line(error))
+        except UnknownRun as error:
+            if not is_own:
+                raise
+            logger.warning("%s could not be sent to MLflow (%s)", path, error)
         except (KeyError, ValueError, FileNotFoundError) as error:  # half an event, or one without its file
             logger.warning("%s could not be sent to MLflow (%s)", path, _first_line(error))
 
@@ -384,7 +415,7 @@ class _Courier:
         if run_id not in self.ids:
             found = self._find(run_id)
             if not found:
-                raise ValueError(f"MLflow has no run {run_id}")
+                raise UnknownRun(f"it has no run {run_id}")
             self.ids[run_id] = found
         return self.ids[run_id]
 

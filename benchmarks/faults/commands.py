@@ -197,7 +197,9 @@ def _mlflow_away(ground: Ground, fault: str, how: signal.Signals) -> Row:
     (record,) = list_runs(out)
     problems = [] if ended.code == 0 else [f"the run ended with {ended.code}: {ended.last_line}"]
     delay, usual = _delay(record), _delay(ground.undisturbed)
+    longer = record["stages"]["distill"]["seconds"] - ground.undisturbed["stages"]["distill"]["seconds"]
     problems += [f"distill waited {delay:.1f} s"] if delay > MAX_DELAY else []
+    problems += [f"distill's own work took {longer:.1f} s longer"] if longer > MAX_DELAY else []
     num_waiting = len(list((out / "spool").glob("*-*/*.json")))
     if how == signal.SIGSTOP:
         _signal_family(server, signal.SIGCONT)
@@ -206,7 +208,8 @@ def _mlflow_away(ground: Ground, fault: str, how: signal.Signals) -> Row:
         server = _start_mlflow(ground, fault, port)
     synced = end(ground.start(fault, ["sync", "--out", str(out)], servers=addresses))
     problems += [] if synced.code == 0 else [f"sync ended with {synced.code}: {synced.last_line}"]
-    happened = f"the run went on; {delay:.1f} s of distill were no work (undisturbed {usual:.1f} s); "
+    happened = f"the run went on; {delay:.1f} s of distill were no work (undisturbed {usual:.1f} s), "
+    happened += f"and its work took {abs(longer):.1f} s {'more' if longer > 0 else 'less'}; "
     happened += f"{num_waiting} events waited and were delivered"
     row = row_after(ground, fault, out, happened, "`redream sync`", set(), problems, mlflow=url)
     _signal_family(server, signal.SIGTERM)

@@ -5,7 +5,7 @@ tell of the folders that it makes and the files that it renames and links; nothi
 checkpoints come after every step and not after every minute where `MOMENT` is `checkpoint`.
 
     working     AMOUNT seconds after the stage WHERE has begun, and at the latest when it publishes its output
-    writing     when AMOUNT files of its output are there, and at the latest when it publishes them
+    writing     when AMOUNT files of its output are there; lives on where they come too fast to be seen
     publishing  when its output is whole, with manifest, but not yet where finished outputs are
     published   when its output is there, and neither the run's record nor MLflow know it
     checkpoint  when its third checkpoint is written, but has not taken the place of the second
@@ -59,7 +59,7 @@ class StageDeath:
         if event == "os.mkdir" and path.endswith("/output") and not self._has_begun:
             self._has_begun = True
             threading.Thread(target=self._watch, args=[Path(path)], daemon=True).start()
-        elif event == "os.rename" and path.endswith("/output") and self._moment in ("working", "writing", "publishing"):
+        elif event == "os.rename" and path.endswith("/output") and self._moment in ("working", "publishing"):
             die()
         elif event == "os.rename" and path.endswith("state.pt.part") and self._moment == "checkpoint":
             self._num_checkpoints += 1

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from flows.keeper import RESUMED, SILENCE, SILENT, silence_automation
-from flows.serving import ask
+from flows.serving import TAG, ask
 from flows.worker import STOPPED
 from tasks.records import list_runs
 from tests.flows.conftest import World
@@ -36,6 +36,7 @@ def deploy_small_flow(served: Served, name: str, pool: str = "local") -> str:
         "flow_id": made["id"],
         "entrypoint": f"tests.flows.small_flows.{name}",
         "work_pool_name": pool,
+        "tags": [TAG],
         "job_variables": {"env": {"PYTHONPATH": str(ROOT)}},
     }
     # A busy database answers with 503, after which Prefect's own client asks again as well.

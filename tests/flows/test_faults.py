@@ -11,10 +11,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from mlflow.tracking import MlflowClient
+from prefect.client.orchestration import get_client
 
+from flows.serving import TAG
 from tasks.records import finished_stage, list_runs, read_run
 from tasks.tracking import default_tracking_uri
 from tests.flows.conftest import World
@@ -26,8 +29,6 @@ TIMEOUT = 1200
 @pytest.fixture(scope="module")
 def environment(prefect_server: None, mlflow_folder: Path) -> dict[str, str]:
     """The servers of the test session, for commands in processes of their own."""
-    from prefect.client.orchestration import get_client
-
     addresses = {"PREFECT_API_URL": str(get_client(sync_client=True).api_url).rstrip("/")}
     return {**os.environ, **addresses, "MLFLOW_TRACKING_URI": default_tracking_uri(mlflow_folder)}
 
@@ -150,6 +151,8 @@ def test_terminated_command_ends_at_its_next_step_in_minutes(world: World, tmp_p
     assert process.returncode == 143, messages
     (record,) = list_runs(tmp_path)
     assert record["state"] == record["stages"]["distill"]["state"] == "stopped"
+    with get_client(sync_client=True) as client:
+        assert TAG in client.read_flow_run(UUID(record["prefect"]["prefect.flow_run_id"])).tags  # the keeper's rule
 
 
 @pytest.mark.timeout(2 * TIMEOUT)

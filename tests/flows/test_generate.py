@@ -101,7 +101,7 @@ def test_prefect_has_the_picture_and_the_figures(made: Made, out: Path) -> None:
     kind, _, content = shown["orbit"].partition(",")
     assert kind == "data:image/jpeg;base64"
     assert Image.open(io.BytesIO(base64.b64decode(content))).width > 0
-    assert PROMPT not in shown["result"]  # escaped
+    assert PROMPT not in shown["result"] + "".join(str(artifact.description) for artifact in found)  # escaped
     assert all(name in shown["result"] for name in made.metrics)
     assert f"redream rerun {made.run_id} --from" in shown["result"]
 

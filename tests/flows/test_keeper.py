@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -16,18 +17,19 @@ from prefect.states import Cancelled, Completed, Crashed, Pending, Running, Sche
 
 from flows import doctor
 from flows.keeper import (
+    AUTOMATION,
     JUST_CANCELLED,
     RESUME_WITHIN,
     RESUMED,
     START,
-    TAG,
+    STOPS,
     create_automation,
     create_pools,
     reconcile,
     refuse_unknown_parameters,
     say_alive,
 )
-from flows.serving import BATCH_POOL, POOL
+from flows.serving import BATCH_POOL, POOL, TAG
 
 
 @task
@@ -45,6 +47,7 @@ def with_run(
     check: Callable[[PrefectClient, UUID], Awaitable[None]],
     is_deployed: bool = True,
     pool: str = POOL,
+    tag: str = TAG,
 ) -> None:
     """Let `check` look at a run that is in a state, in one of the keeper's pools."""
 
@@ -52,7 +55,9 @@ def with_run(
         async with get_client() as client:
             await create_pools(client)
             flow_id = await client.create_flow(kept)
-            deployment_id = await client.create_deployment(flow_id, name=f"kept-{pool}", work_pool_name=pool)
+            deployment_id = await client.create_deployment(
+                flow_id, name=f"kept-{pool}", work_pool_name=pool, tags=[tag]
+            )
             if is_deployed:
                 run = await client.create_flow_run_from_deployment(deployment_id)
             else:
@@ -147,14 +152,51 @@ def test_other_runs_are_left_alone(prefect_server: None) -> None:
     with_run(Completed(), stays("Completed", hour))
     with_run(Crashed(), stays("Crashed", RESUME_WITHIN + hour))  # nobody's business any more
     with_run(Crashed(), stays("Crashed", hour), is_deployed=False)  # somebody's command, which ended
+    with_run(Crashed(), stays("Crashed", hour), tag="another project")
+
+
+@pytest.mark.parametrize("message", STOPS)
+def test_run_that_was_stopped_goes_on_however_often_and_after_a_weekend(prefect_server: None, message: str) -> None:
+    async def check(client: PrefectClient, run_id: UUID) -> None:
+        for _ in range(4):
+            assert await look(client, run_id, timedelta(days=3)) == RESUMED
+            await client.set_flow_run_state(run_id, Running(), force=True)
+            await client.set_flow_run_state(run_id, Crashed(message=message), force=True)
+
+    with_run(Crashed(message=message), check)
+
+
+def test_more_crashed_runs_than_the_server_tells_at_once_are_resumed(
+    prefect_server: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def check(client: PrefectClient, run_id: UUID) -> None:
+        first = await client.read_flow_run(run_id)
+        assert first.deployment_id is not None
+        others = [await client.create_flow_run_from_deployment(first.deployment_id) for _ in range(3)]
+        for run in others:
+            await client.set_flow_run_state(run.id, Crashed(), force=True)
+        monkeypatch.setattr("flows.keeper.RUNS_PER_QUESTION", 2)
+        read = client.read_flow_runs
+        monkeypatch.setattr(client, "read_flow_runs", partial(read, limit=2))
+        assert await look(client, run_id, timedelta(seconds=30)) == RESUMED
+        states = [(await client.read_flow_run(run.id)).state_name for run in others]
+        for run in others:
+            await client.delete_flow_run(run.id)
+        assert states == [RESUMED] * 3
+
+    with_run(Crashed(), check)
 
 
 def test_second_keeper_changes_nothing(prefect_server: None) -> None:
     async def twice() -> tuple[int, int, int]:
         async with get_client() as client:
+            triggers = []
             for _ in range(2):
                 await create_pools(client)
                 await create_automation()
+                there = (await client.request("POST", "/automations/filter", json={})).json()  # with the triggers' ids
+                triggers += [entry["trigger"] for entry in there if entry["name"] == AUTOMATION]
+            assert "id" in triggers[0] and triggers[0] == triggers[1]  # else the server forgets whom it has heard of
             pools = [pool.name for pool in await client.read_work_pools()]
             return pools.count(POOL), pools.count(BATCH_POOL), len(await client.read_automations())
 

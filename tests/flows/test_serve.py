@@ -12,6 +12,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -152,6 +153,12 @@ def test_stopping_a_service_ends_what_it_started_even_if_it_does_not_listen(tmp_
 def test_serve_stops_with_everything_that_it_started_in_minutes(tmp_path: Path) -> None:
     served = services.start(tmp_path / "out with spaces")
     assert read_serving(served.out) == {"prefect_api": served.api, "mlflow_url": served.mlflow}
+    stranger = httpx.options(
+        f"{served.api}/flow_runs/count",
+        headers={"Origin": "http://a.page", "Access-Control-Request-Method": "POST"},
+    )
+    assert "access-control-allow-origin" not in stranger.headers  # no page in a browser may start runs
+    assert "/#/experiments/" in served.said.read_text()
     family = served.family()
     assert len(family) >= 4
     for process in family:  # nothing listens to other machines

@@ -141,7 +141,7 @@ def test_finished_stage_is_found_after_the_run_unless_it_was_deleted(tmp_path: P
         finished_stage(tmp_path, record, "export")
 
 
-def die_in_a_run(out: Path, uri: str) -> str:
+def die_in_a_run(out: Path, uri: str, before: str = "") -> str:
     """Open a run with a stage in another process, kill that in the middle of it, and return the run's id."""
     code = f"""
 import os
@@ -150,6 +150,7 @@ from redream.config import smoke
 from tasks.runs import open_run
 from tasks.stage import run_stage
 from tasks.store import stage_key
+{before}
 with open_run("generate", "a red cube", 0, smoke(), {{"prompt": "a red cube"}}, Path({str(out)!r})) as run:
     run_stage(run, stage_key("render", 1, {{}}, {{}}), {{}}, lambda work: {{"answer": 1}})
     run_stage(run, stage_key("distill", 1, {{}}, {{}}), {{}}, lambda work: os.kill(os.getpid(), 9))
@@ -184,6 +185,24 @@ def test_next_run_closes_the_one_that_crashed(tmp_path: Path, tracking_uri: str)
     one_run(tmp_path)
     assert MlflowClient(tracking_uri).get_run(crashed["mlflow"]["run_id"]).info.status == "KILLED"
     assert json.loads((tmp_path / "runs" / crashed["run_id"] / "run.json").read_text())["state"] == "crashed"
+
+
+def test_run_that_crashed_before_its_folder_was_moved_is_in_nobody_s_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    crashed = die_in_a_run(tmp_path / "before", f"sqlite:///{tmp_path / 'before' / 'mlflow.db'}")
+    (tmp_path / "before").rename(tmp_path / "after")
+    one_run(tmp_path / "after")
+    assert read_run(tmp_path / "after", crashed)["state"] == "crashed"
+    assert not (tmp_path / "before" / "mlflow.db").exists()
+
+
+def test_run_that_dies_before_mlflow_knows_it_has_a_record(tmp_path: Path, tracking_uri: str) -> None:
+    before = "import tasks.runs; tasks.runs.Tracker.create = lambda *_, **__: os.kill(os.getpid(), 9)"
+    crashed = read_run(tmp_path, die_in_a_run(tmp_path, tracking_uri, before))
+    assert (crashed["state"], crashed["stages"]) == ("crashed", {})
+    one_run(tmp_path)  # closes it, and finds nothing to close in MLflow
 
 
 def test_stages_in_other_threads_hear_that_their_run_is_stopped_and_not_that_it_failed(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -93,6 +94,18 @@ def test_processes_that_see_other_devices_count_apart(tmp_path: Path, monkeypatc
     process, _ = hold(tmp_path, 1)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     with gpu_slot(tmp_path, 1, full):
+        pass
+    process.kill()
+    process.wait()
+
+
+def test_containers_of_a_machine_count_together_by_a_folder_that_they_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SLOTS_FOLDER, str(tmp_path))
+    process, _ = hold(tmp_path, 1)
+    monkeypatch.setattr(platform, "node", lambda: "another-container")
+    with pytest.raises(Full), gpu_slot(slots_folder(), 1, full):
         pass
     process.kill()
     process.wait()

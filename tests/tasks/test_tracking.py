@@ -20,8 +20,10 @@ from mlflow.tracking import MlflowClient
 from tasks.notes import comparison
 from tasks.spool import Outbox
 from tasks.tracking import (
+    START_PATIENCE,
     Tracker,
     Tracking,
+    _Courier,
     default_tracking_uri,
     deliver_leftovers,
     experiment_id,
@@ -171,6 +173,42 @@ os.kill(os.getpid(), 9)
     found = MlflowClient(tracking.uri).search_runs([experiment_id(tracking)], "attributes.run_name = 'killed'")
     assert [run.data.metrics["loss"] for run in found] == [1.5]
     assert not list((tmp_path / "spool").iterdir())
+
+
+def test_figures_of_a_run_wait_for_the_server_that_knows_it(
+    mlflow_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    known, other = (open_tracking(f"sqlite:///{tmp_path}/{name}.db", tmp_path) for name in ("known", "other"))
+    tracker = Tracker.start(known, "half delivered", {})
+    local_id = MlflowClient(known.uri).get_run(tracker.run_id).data.tags["redream.local_id"]
+    metrics = {"kind": "metrics", "run": local_id, "time": 2, "metrics": [["loss", 1.5, 5, 0]]}
+    tags = {"kind": "tags", "run": tracker.run_id, "time": 2, "tags": {"late": "yes"}}
+    for name, event in {"0-first": metrics, "0-second": tags}.items():
+        (tmp_path / "spool" / name).mkdir(parents=True)
+        (tmp_path / "spool" / name / "00000001.json").write_text(json.dumps(event))
+    assert deliver_leftovers(other) == (0, 2)
+    assert "has no run" in caplog.text
+    assert deliver_leftovers(known) == (2, 0)
+    data = MlflowClient(known.uri).get_run(tracker.run_id).data
+    assert (data.metrics["loss"], data.tags["late"]) == (1.5, "yes")
+
+
+def test_stage_does_not_wait_for_all_that_others_have_left(tmp_path: Path) -> None:
+    courier = _Courier(open_tracking("http://127.0.0.1:9", tmp_path))
+    has_ended = threading.Event()
+
+    def deliver_without_end() -> None:
+        while not has_ended.wait(0.05):
+            courier._progress()
+
+    busy = threading.Thread(target=deliver_without_end)
+    busy.start()
+    started = time.monotonic()
+    courier.wait_for("local:new")
+    seconds = time.monotonic() - started
+    has_ended.set()
+    busy.join()
+    assert START_PATIENCE <= seconds < START_PATIENCE + 1
 
 
 def test_event_that_was_delivered_before_the_kill_is_not_doubled(tracking: Tracking, tmp_path: Path) -> None:
