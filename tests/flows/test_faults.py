@@ -156,6 +156,21 @@ def test_terminated_command_ends_at_its_next_step_in_minutes(world: World, tmp_p
 
 
 @pytest.mark.timeout(2 * TIMEOUT)
+def test_batch_whose_object_somebody_stopped_has_failed_in_minutes(world: World, tmp_path: Path, started: Any) -> None:
+    (tmp_path / "prompts.txt").write_text("a grey box\n")
+    endless = ["--set", "distill.num_steps=100000"]
+    batch = started("batch", str(tmp_path / "prompts.txt"), *asking(world, tmp_path / "out", *endless))
+    while not (members := [run for run in list_runs(tmp_path / "out") if "distill" in run["stages"]]):
+        assert batch.poll() is None, batch.communicate()
+        time.sleep(0.2)
+    os.kill(members[0]["process"]["pid"], signal.SIGTERM)
+    output, messages = batch.communicate(timeout=TIMEOUT)
+    assert batch.returncode == 1, messages
+    (outcome,) = json.loads(output)["outcomes"]
+    assert (outcome["state"], outcome["run_id"]) == ("stopped", members[0]["run_id"])
+
+
+@pytest.mark.timeout(2 * TIMEOUT)
 def test_interrupted_batch_leaves_no_process_behind_in_minutes(world: World, tmp_path: Path, started: Any) -> None:
     (tmp_path / "prompts.txt").write_text("a grey box\na grey ball\n")
     endless = ["--set", "distill.num_steps=100000"]  # none may finish in the time that it is given to stop
