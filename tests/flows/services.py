@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -65,10 +66,16 @@ class Served:
         raise LookupError(name)
 
     def create_run(self, deployment: str, parameters: dict[str, Any]) -> tuple[int, Any]:
+        """Ask for a run, as Prefect's own client does: a busy database answers with 503, and is asked again."""
         _, found = ask(f"{self.api}/deployments/name/{deployment}", self.secret)
-        return ask(
-            f"{self.api}/deployments/{found['id']}/create_flow_run", self.secret, content={"parameters": parameters}
-        )
+        address = f"{self.api}/deployments/{found['id']}/create_flow_run"
+        asked = {"parameters": parameters, "idempotency_key": uuid.uuid4().hex}
+        deadline = time.monotonic() + 60
+        while True:
+            status, answer = ask(address, self.secret, content=asked)
+            if status not in (0, 503) or time.monotonic() > deadline:
+                return status, answer
+            time.sleep(1)
 
     def run(self, run_id: str) -> dict[str, Any]:
         return ask(f"{self.api}/flow_runs/{run_id}", self.secret)[1]
