@@ -52,7 +52,7 @@ JUST_CANCELLED = timedelta(seconds=60)  # after that, an object of a cancelled b
 # What crashed before is nobody's business any more; what was stopped with its worker is promised to go on.
 RESUME_WITHIN, CONTINUE_WITHIN = timedelta(days=1), timedelta(days=30)
 STOPS = (STOPPED, "Execution was aborted by a termination signal.")  # Prefect's own words, in the run's process
-RUNS_PER_QUESTION = 200  # what the server gives at most
+RUNS_PER_PAGE = 200  # what the server gives at most
 LOOK_EVERY_SECONDS = 5.0
 SAY_EVERY_LOOKS = 6
 
@@ -238,7 +238,7 @@ async def _runs_in(
     while True:
         page = await client.read_flow_runs(flow_run_filter=found, work_pool_filter=pool, offset=len(runs))
         runs += page
-        if len(page) < RUNS_PER_QUESTION:
+        if len(page) < RUNS_PER_PAGE:
             return runs
 
 

@@ -23,7 +23,7 @@ Method = Literal["redream", "vsd", "sds"]
 # Limits stand in the types, where Prefect's form finds them as well (flows/parameters.py).
 Count = Annotated[int, Interval(ge=1, le=10_000_000)]
 CountOrZero = Annotated[int, Interval(ge=0, le=10_000_000)]
-Bytes = Annotated[int, Ge(1)]
+AtLeastOne = Annotated[int, Ge(1)]
 Pixels = Annotated[int, Interval(ge=8, le=4096)]
 Share = Annotated[float, Interval(ge=0, le=1)]
 NotNegative = Annotated[float, Ge(0)]
@@ -82,12 +82,12 @@ class Linear:
 class MeshLimits:
     """What a mesh file may take before it is refused. Limits decide whether a file opens, never what it looks like."""
 
-    file_bytes: Bytes = 512 * 2**20  # of the file, and of each file that it names
+    file_bytes: AtLeastOne = 512 * 2**20  # of the file, and of each file that it names
     triangles: Count = 5_000_000  # over all instances
     parts: Count = 20_000  # placed meshes
-    texture_pixels: Bytes = 8192 * 8192  # per image
+    texture_pixels: AtLeastOne = 8192 * 8192  # per image
     seconds: Count = 60  # of processor time to read one file, so that a busy machine refuses the same files
-    memory_bytes: Bytes = 4 * 2**30  # to read one file, on top of the empty reader
+    memory_bytes: AtLeastOne = 4 * 2**30  # to read one file, on top of the empty reader
 
     def __post_init__(self) -> None:
         _require_limits("mesh", self)
@@ -115,7 +115,7 @@ class DownloadConfig:
 
     base_url: str = "https://huggingface.co/datasets/allenai/objaverse/resolve/main"
     redirect_hosts: tuple[str, ...] = ("huggingface.co", "hf.co")  # and hosts below them; base_url's own host always is
-    max_bytes: Bytes = 512 * 2**20  # of one file
+    max_bytes: AtLeastOne = 512 * 2**20  # of one file
     total_timeout: Positive = 600.0  # seconds for one file, all attempts and pauses together
     stall_timeout: Positive = 30.0  # seconds without a byte
     num_retries: CountOrZero = 5  # after the first attempt

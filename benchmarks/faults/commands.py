@@ -16,19 +16,16 @@ from typing import Any
 import psutil
 
 from benchmarks.faults.ground import (
-    MARK,
     Ground,
     asking,
     end,
     finished_stages,
     free_port,
-    half_written,
-    orphans,
     own_environment,
     repeating,
     wait_until,
 )
-from benchmarks.faults.rows import Row, is_root, row_after
+from benchmarks.faults.rows import Row, is_root, problems_after_kill, resume, row_after
 from flows.serving import ask
 from tasks.records import list_runs
 from tasks.store import MANIFEST
@@ -61,14 +58,14 @@ def killed_in_stage(ground: Ground, fault: str, stage: str) -> Row:
         if ended.code != -signal.SIGKILL:
             problems.append(f"not killed while {moment} but ended with {ended.code}: {ended.last_line}")
             break
-        problems += _after_kill(fault, out, record, stage)
+        problems += problems_after_kill(fault, out, record, stage)
         kept = finished_stages(record)
         command = repeating(out, record["run_id"])
     is_there = deaths[-1][0] == "published"
     kept |= {stage} if is_there else set()
     happened = f"killed {half:.1f} s into it, and at {_files(num_files)}"
     happened += ", and right before and after its output counts" if is_there else ""
-    problems += _finish(ground, fault, out, command)
+    problems += resume(ground, fault, command)
     return row_after(ground, fault, out, happened, RERUN, kept, problems, undisturbed)
 
 
@@ -79,10 +76,10 @@ def killed_at_checkpoint(ground: Ground, fault: str) -> Row:
     ended = end(ground.start(fault, asking(out), ["checkpoint", "distill", "0"]))
     (record,) = list_runs(out)
     problems = [] if ended.code == -signal.SIGKILL else [f"not killed: {ended.last_line}"]
-    problems += _after_kill(fault, out, record, "distill")
+    problems += problems_after_kill(fault, out, record, "distill")
     kept = finished_stages(record)
     steps = _resumed_steps(out)
-    problems += _finish(ground, fault, out, repeating(out, record["run_id"]))
+    problems += resume(ground, fault, repeating(out, record["run_id"]))
     happened = f"killed with its third checkpoint written but not in place; {steps} steps were recorded"
     return row_after(ground, fault, out, happened, RERUN, kept, problems)
 
@@ -94,7 +91,7 @@ def killed_with_own_server(ground: Ground, fault: str) -> Row:
     ended = end(ground.start(fault, asking(out), ["publishing", "distill", "0"], servers={}))
     (record,) = list_runs(out)
     problems = [] if ended.code == -signal.SIGKILL else [f"not killed: {ended.last_line}"]
-    problems += _after_kill(fault, out, record, "distill")
+    problems += problems_after_kill(fault, out, record, "distill")
     command = repeating(out, record["run_id"])
     done = end(ground.start(fault, command, servers={}))
     problems += [] if done.code == 0 else [f"not resumed: {done.last_line}"]
@@ -125,7 +122,7 @@ def disk_full(ground: Ground, fault: str) -> Row:
         problems = [f"ended with {ended.code}"] if ended.code not in (1, 2) else []
         kept = finished_stages(record)
         filler.unlink()
-        problems += _finish(ground, fault, out, repeating(out, record["run_id"]))
+        problems += resume(ground, fault, repeating(out, record["run_id"]))
         happened = f"distill {record['stages'].get('distill', {}).get('state', 'not begun')}: “{ended.last_line}”"
         return row_after(ground, fault, out, happened, f"room on the disk, then {RERUN}", kept, problems)
 
@@ -142,7 +139,7 @@ def read_only(ground: Ground, fault: str) -> Row:
         problems = [] if ended.code == 2 and len(lines) == 1 else [f"code {ended.code}, {len(lines)} lines"]
         subprocess.run(["mount", "-o", "remount,rw", out], check=True)
         kept = {path.parts[-4] for path in (out / "store").glob(f"*/??/*/{MANIFEST}")}
-        problems += _finish(ground, fault, out, asking(out))
+        problems += resume(ground, fault, asking(out))
         happened = f"refused with code {ended.code}: “{ended.last_line.replace(str(out), 'OUT')}”"
         return row_after(ground, fault, out, happened, f"a disk that can be written, then {AGAIN}", kept, problems)
 
@@ -157,7 +154,7 @@ def truncated(ground: Ground, fault: str) -> Row:
         largest = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
         path = folder / name if name else largest
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    problems = _finish(ground, fault, out, asking(out))
+    problems = resume(ground, fault, asking(out))
     (record,) = list_runs(out)
     made = {stage for stage in cut if record["stages"][stage]["state"] == "computed"}
     problems += [] if made == cut.keys() else [f"used as they were: {', '.join(cut.keys() - made)}"]
@@ -262,23 +259,6 @@ def _files(num_files: int) -> str:
     if num_files > MAX_FILES:
         return f"the first, the middle and the last of its {num_files} files"
     return "its file" if num_files == 1 else f"each of its {num_files} files"
-
-
-def _after_kill(fault: str, out: Path, record: dict[str, Any], stage: str) -> list[str]:
-    """Return what is wrong right after a kill: a record that says something else, half an output, an orphan."""
-    problems = []
-    if record["state"] != "crashed" or record["stages"][stage]["state"] != "crashed":
-        problems.append(f"the record says {record['state']}, {stage} {record['stages'][stage]['state']}")
-    if wrong := half_written(out):
-        problems.append(f"half-written after the kill: {', '.join(wrong)}")
-    if alive := orphans(lambda environment: environment.get(MARK) == fault):
-        problems.append(f"{len(alive)} orphans after the kill")
-    return problems
-
-
-def _finish(ground: Ground, fault: str, out: Path, command: list[str]) -> list[str]:
-    ended = end(ground.start(fault, command))
-    return [] if ended.code == 0 else [f"not resumed but ended with {ended.code}: {ended.last_line}"]
 
 
 def _resumed_steps(out: Path) -> int:

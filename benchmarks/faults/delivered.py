@@ -8,18 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.faults.ground import (
-    MARK,
     PROMPT,
     Ground,
     asking,
     end,
     finished_stages,
-    half_written,
-    orphans,
     repeating,
     wait_until,
 )
-from benchmarks.faults.rows import Row, row_after
+from benchmarks.faults.rows import Row, problems_after_kill, resume, row_after
 from tasks.delivery import DELIVERED
 from tasks.records import list_runs, run_folder
 
@@ -39,11 +36,10 @@ def killed_in_delivery(ground: Ground, fault: str) -> Row:
         if ended.code != -signal.SIGKILL:
             problems.append(f"not killed {moment} {name} but ended with {ended.code}: {ended.last_line}")
             break
-        problems += _after_kill(fault, out, "generate")
+        problems += problems_after_kill(fault, out, list_runs(out)[-1])
         command = repeating(out, list_runs(out)[-1]["run_id"])
     kept = finished_stages(list_runs(out)[-1])
-    done = end(ground.start(fault, command))
-    problems += [] if done.code == 0 else [f"not resumed: {done.last_line}"]
+    problems += resume(ground, fault, command)
     happened = (
         f"killed at each of its {len(DELIVERED)} files, before and after its name, and before the record has them"
     )
@@ -61,13 +57,12 @@ def killed_batch(ground: Ground, fault: str) -> Row:
     wait_until(lambda: any("distill" in record["stages"] for record in _of(out, "generate")))
     process.kill()
     end(process)
-    problems = _after_kill(fault, out, "batch")
+    problems = problems_after_kill(fault, out, _of(out, "batch")[-1])
     kept = finished_stages(_of(out, "generate")[-1])
     ended = end(ground.start(fault, command, ["delivering", GALLERY, "0"]))
     problems += [] if ended.code == -signal.SIGKILL else [f"not killed at its gallery: {ended.last_line}"]
-    problems += _after_kill(fault, out, "batch")
-    done = end(ground.start(fault, command))
-    problems += [] if done.code == 0 else [f"not resumed: {done.last_line}"]
+    problems += problems_after_kill(fault, out, _of(out, "batch")[-1])
+    problems += resume(ground, fault, command)
     batches = _of(out, "batch")
     states = [record["state"] for record in batches]
     problems += [] if states == ["crashed", "crashed", "finished"] else [f"batches {', '.join(states)}"]
@@ -79,13 +74,3 @@ def killed_batch(ground: Ground, fault: str) -> Row:
 
 def _of(out: Path, flow: str) -> list[dict[str, Any]]:
     return [record for record in list_runs(out) if record["flow"] == flow]
-
-
-def _after_kill(fault: str, out: Path, flow: str) -> list[str]:
-    """Return what is wrong right after a kill."""
-    problems = [f"half-written after the kill: {name}" for name in half_written(out)]
-    alive = orphans(lambda environment: environment.get(MARK) == fault)
-    if alive:
-        problems.append(f"{len(alive)} orphans after the kill")
-    state = _of(out, flow)[-1]["state"]
-    return problems if state == "crashed" else [*problems, f"the record says {state}"]

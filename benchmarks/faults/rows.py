@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from benchmarks.faults.ground import MARK, Ground, finished_stages, half_written, orphans, weights
+from benchmarks.faults.ground import MARK, Ground, end, finished_stages, half_written, orphans, weights
 from flows.serving import ask
 from tasks.records import finished_stage, list_runs, read_run
 from tasks.stage import STEPS_FILE
@@ -76,6 +76,23 @@ def row_after(
     return Row(
         happened=happened, resumed_by=resumed_by, has_same_weights=is_same, num_orphans=len(alive), problems=problems
     )
+
+
+def resume(ground: Ground, fault: str, command: list[str]) -> list[str]:
+    """Give the command that resumes a run; returns what is wrong where it does not."""
+    ended = end(ground.start(fault, command))
+    return [] if ended.code == 0 else [f"not resumed but ended with {ended.code}: {ended.last_line}"]
+
+
+def problems_after_kill(fault: str, out: Path, record: dict[str, Any], stage: str = "") -> list[str]:
+    """Return what is wrong right after a kill: a record that says something else, half an output, an orphan."""
+    states = {"the run": record["state"], **({stage: record["stages"][stage]["state"]} if stage else {})}
+    problems = [f"the record says {name} {state}" for name, state in states.items() if state != "crashed"]
+    if wrong := half_written(out):
+        problems.append(f"half-written after the kill: {', '.join(wrong)}")
+    if alive := orphans(lambda environment: environment.get(MARK) == fault):
+        problems.append(f"{len(alive)} orphans after the kill")
+    return problems
 
 
 def tracking_problems(mlflow: str, out: Path, run_id: str) -> list[str]:

@@ -175,7 +175,7 @@ def test_more_crashed_runs_than_the_server_tells_at_once_are_resumed(
         others = [await client.create_flow_run_from_deployment(first.deployment_id) for _ in range(3)]
         for run in others:
             await client.set_flow_run_state(run.id, Crashed(), force=True)
-        monkeypatch.setattr("flows.keeper.RUNS_PER_QUESTION", 2)
+        monkeypatch.setattr("flows.keeper.RUNS_PER_PAGE", 2)
         read = client.read_flow_runs
         monkeypatch.setattr(client, "read_flow_runs", partial(read, limit=2))
         assert await look(client, run_id, timedelta(seconds=30)) == RESUMED

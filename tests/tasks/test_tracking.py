@@ -197,11 +197,13 @@ def test_stage_does_not_wait_for_all_that_others_have_left(tmp_path: Path) -> No
     courier = _Courier(open_tracking("http://127.0.0.1:9", tmp_path))
     has_ended = threading.Event()
 
-    def deliver_without_end() -> None:
-        while not has_ended.wait(0.05):
+    def deliver_for_long() -> None:
+        for _ in range(200):
+            if has_ended.wait(0.05):
+                break
             courier._progress()
 
-    busy = threading.Thread(target=deliver_without_end)
+    busy = threading.Thread(target=deliver_for_long)
     busy.start()
     started = time.monotonic()
     courier.wait_for("local:new")
