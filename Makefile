@@ -24,10 +24,10 @@ faults: ## kills of everything at every moment, as a table; ONLY=NAME makes one 
 	$(UV) run --frozen python -m benchmarks.faults $(if $(ONLY),--only $(ONLY))
 
 check: ## style and types
-	$(UV) sync --frozen
-	$(UV) run --frozen ruff check .
-	$(UV) run --frozen ruff format --check .
-	$(UV) run --frozen pyright
+	$(UV) sync --frozen --group browser
+	$(UV) run --no-sync ruff check .
+	$(UV) run --no-sync ruff format --check .
+	$(UV) run --no-sync pyright
 
 format:
 	$(UV) run --frozen ruff check --fix .

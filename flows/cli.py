@@ -25,6 +25,7 @@ from rich.table import Table
 from flows.children import stop_with_parent
 from flows.environment import prepare_environment, starting_services
 from flows.members import Defaults, parsed_seeds, read_members
+from flows.own_server import collect_rarely
 from flows.plan import checked_rerun
 from flows.request import (
     DEFAULT_OUT,
@@ -492,6 +493,7 @@ def main() -> None:
 def command() -> None:
     """Run `main` as a process that ends at once: taking its modules apart would cost a command two more seconds."""
     code = 1
+    collect_rarely()
 
     def leave() -> None:
         lost = 0
