@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
 
 PROJECT = Path(__file__).parents[1]
+HEARTBEAT = "prefect.flow-run.heartbeat"
 AUTOMATION = "redream: runs that fell silent are crashed"
 RESUMED = "Resumed"
 SILENT = "No sign of life: its process or its machine died."
@@ -79,8 +80,12 @@ async def keep(max_resumes: int) -> None:
         await create_automation()
         deploy()
         print("keeper: the pools and deployments are there", file=sys.stderr, flush=True)
+        has_missed = True  # heartbeats, without a server or a rule
         for num_looks in itertools.count():
             try:
+                if has_missed:
+                    await expect_heartbeats(client)
+                    has_missed = False
                 if num_looks % SAY_EVERY_LOOKS == 0:
                     await say_alive()
                 await refuse_unknown_parameters(client)  # also after a deployment by hand
@@ -89,6 +94,7 @@ async def keep(max_resumes: int) -> None:
             except ObjectNotFound:  # a run that was deleted meanwhile
                 pass
             except HTTPError as error:  # the server is away for a while; so are its runs
+                has_missed = True
                 print(f"keeper: Prefect does not answer ({type(error).__name__})", file=sys.stderr, flush=True)
             await asyncio.sleep(LOOK_EVERY_SECONDS)
 
@@ -146,15 +152,8 @@ async def create_automation() -> None:
     except ValueError:
         await wanted.acreate()
         return
-    # An update forgets which runs it has heard of, and those that died meanwhile would be `Running` for ever.
-    if not there.enabled or _plain(there.trigger) != _plain(wanted.trigger) or there.actions != wanted.actions:
-        there.trigger, there.actions, there.enabled = wanted.trigger, wanted.actions, True
-        await there.aupdate()
-
-
-def _plain(trigger: Any) -> dict[str, Any]:
-    """Return a trigger without the name that the server gives it."""
-    return trigger.model_dump(mode="json", exclude={"id"})
+    there.trigger, there.actions, there.enabled = wanted.trigger, wanted.actions, True
+    await there.aupdate()
 
 
 def silence_automation() -> Automation:
@@ -169,8 +168,8 @@ def silence_automation() -> Automation:
         description="Its process or its machine died. python -m flows.keeper schedules it again.",
         trigger=EventTrigger(
             posture=Posture.Proactive,
-            after={"prefect.flow-run.heartbeat"},
-            expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{end}" for end in ends)},
+            after={HEARTBEAT},
+            expect={HEARTBEAT, *(f"prefect.flow-run.{end}" for end in ends)},
             for_each={"prefect.resource.id"},
             match={"prefect.resource.id": "prefect.flow-run.*"},  # pyright: ignore[reportArgumentType]
             match_related={"prefect.resource.id": f"prefect.tag.{TAG}"},  # pyright: ignore[reportArgumentType]
@@ -179,6 +178,32 @@ def silence_automation() -> Automation:
         ),
         actions=[ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=SILENT, force=False)],
     )
+
+
+async def expect_heartbeats(client: PrefectClient) -> None:
+    """Send a heartbeat in the name of every run under way, from which on the rule waits for the run's own.
+
+    The rule forgets whom it has heard of when it is updated, and hears nobody while the server is away: a run that died
+    then would be `Running` for ever.
+    """
+    from prefect.client.schemas import filters
+    from prefect.events import Event, Resource
+    from prefect.events.related import tags_as_related_resources
+
+    under_way = filters.FlowRunFilter(
+        state=filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=["RUNNING"])),  # pyright: ignore
+        tags=filters.FlowRunFilterTags(all_=[TAG]),
+    )
+
+    def resource(run: FlowRun) -> Resource:
+        return Resource({"prefect.resource.id": f"prefect.flow-run.{run.id}", "prefect.resource.name": run.name})
+
+    events = [
+        Event(event=HEARTBEAT, resource=resource(run), related=tags_as_related_resources([TAG]))
+        for run in await _all_runs(client, flow_run_filter=under_way)
+    ]
+    if events:
+        await client.request("POST", "/events", json=[event.model_dump(mode="json") for event in events])
 
 
 async def reconcile(client: PrefectClient, max_resumes: int, now: datetime) -> list[str]:
@@ -234,9 +259,14 @@ async def _runs_in(
         end_time=filters.FlowRunFilterEndTime(after_=now - CONTINUE_WITHIN) if has_ended else None,  # pyright: ignore
     )
     pool = filters.WorkPoolFilter(name=filters.WorkPoolFilterName(any_=list(pools)))
+    return await _all_runs(client, flow_run_filter=found, work_pool_filter=pool)
+
+
+async def _all_runs(client: PrefectClient, **wanted: Any) -> list[FlowRun]:
+    """Return the runs that filters let through, page by page."""
     runs: list[FlowRun] = []
     while True:
-        page = await client.read_flow_runs(flow_run_filter=found, work_pool_filter=pool, offset=len(runs))
+        page = await client.read_flow_runs(**wanted, offset=len(runs))
         runs += page
         if len(page) < RUNS_PER_PAGE:
             return runs

@@ -31,6 +31,7 @@ FAULTS: dict[str, Callable[[Ground, str], Row]] = {
     "stop-worker": deployed.worker_stopped,
     "stop-worker-at-once": deployed.worker_stopped_at_once,
     "kill-prefect-server": deployed.prefect_server,
+    "power-cut": deployed.power_cut,
     "mlflow-dead": commands.mlflow_dead,
     "mlflow-hangs": commands.mlflow_hangs,
     "disk-full": commands.disk_full,

@@ -100,6 +100,23 @@ def prefect_server(ground: Ground, fault: str) -> Row:
     return _row(ground, fault, out, run_id, happened, "not needed", set(), problems)
 
 
+def power_cut(ground: Ground, fault: str) -> Row:
+    """Kill `redream serve` with its servers, its workers and their run, and start it again."""
+    out, run_id = _begun(ground, fault, "distill")
+    kept = _kept(out)
+    killed = time.time()
+    ground.served.kill()
+    problems = ["a process of the run is still there"] if _is_running(run_id) else []
+    ground.served.start()
+    ready = time.time() - killed
+    _wait_for_end(ground, run_id)
+    states = ground.served.states(run_id)
+    silent = _moment(states, "Crashed") - killed
+    problems += [] if silent < CRASHED_WITHIN else [f"crashed after {silent:.0f} s"]
+    happened = f"serve was ready again after {ready:.0f} s; Crashed {silent:.0f} s after the kill; {_history(states)}"
+    return _row(ground, fault, out, run_id, happened, "`redream serve`", kept, problems)
+
+
 def _begun(ground: Ground, fault: str, stage: str) -> tuple[Path, str]:
     """Start a deployed run and wait until it is in a stage; returns its folder and its id in Prefect."""
     out = ground.folder(fault)

@@ -24,6 +24,7 @@ from typing import Any
 
 import psutil
 
+from flows.environment import read_serving
 from flows.plan import dependents
 from flows.serving import ask
 from tasks.records import finished_stage, list_runs, read_run
@@ -130,26 +131,31 @@ class Served:
 
     def __init__(self, ground: Ground, out: Path) -> None:
         shutil.rmtree(out, ignore_errors=True)
-        self.port, mlflow_port = free_port(), free_port()
-        command = [
-            "serve",
-            "--limit",
-            "1",
-            "--out",
-            str(out),
-            "--port",
-            str(self.port),
-            "--mlflow-port",
-            str(mlflow_port),
-        ]
-        self.process = ground.start("servers", [*command, "--max-resumes", "1"], servers={})
+        self._ground, self._out = ground, out
+        port, mlflow_port = free_port(), free_port()
+        self._command = ["serve", "--limit", "1", "--max-resumes", "1", "--out", str(out)]
+        self._command += ["--port", str(port), "--mlflow-port", str(mlflow_port)]
         self.addresses = {
-            "PREFECT_API_URL": f"http://127.0.0.1:{self.port}/api",
+            "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
             "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{mlflow_port}",
         }
-        wait_until(lambda: (out / ".serving.json").exists() or self.process.poll() is not None)
+        self.start()
+
+    def start(self) -> None:
+        """Start it, for the first time or again, and wait until it is ready."""
+        self.process = self._ground.start("servers", self._command, servers={})
+        wait_until(lambda: read_serving(self._out) is not None or self.process.poll() is not None)
         if self.process.poll() is not None:
             raise RuntimeError(f"redream serve ended: {end(self.process).said}")
+
+    def kill(self) -> None:
+        """Kill it with everything that it has started, runs as well, as the end of the machine does."""
+        processes = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
+        for process in processes:
+            process.suspend()  # so that none hears of another's death
+        for process in processes:
+            process.kill()
+        self.process.wait()
 
     def service(self, word: str) -> psutil.Process:
         """Return the process with a word in its command, such as the name of a worker's pool."""

@@ -17,7 +17,7 @@ from prefect.states import Cancelled, Completed, Crashed, Pending, Running, Sche
 
 from flows import doctor
 from flows.keeper import (
-    AUTOMATION,
+    HEARTBEAT,
     JUST_CANCELLED,
     RESUME_WITHIN,
     RESUMED,
@@ -25,6 +25,7 @@ from flows.keeper import (
     STOPS,
     create_automation,
     create_pools,
+    expect_heartbeats,
     reconcile,
     refuse_unknown_parameters,
     say_alive,
@@ -187,20 +188,34 @@ def test_more_crashed_runs_than_the_server_tells_at_once_are_resumed(
     with_run(Crashed(), check)
 
 
-def test_second_keeper_changes_nothing(prefect_server: None) -> None:
+def test_second_keeper_adds_nothing(prefect_server: None) -> None:
     async def twice() -> tuple[int, int, int]:
         async with get_client() as client:
-            triggers = []
             for _ in range(2):
                 await create_pools(client)
                 await create_automation()
-                there = (await client.request("POST", "/automations/filter", json={})).json()  # with the triggers' ids
-                triggers += [entry["trigger"] for entry in there if entry["name"] == AUTOMATION]
-            assert "id" in triggers[0] and triggers[0] == triggers[1]  # else the server forgets whom it has heard of
             pools = [pool.name for pool in await client.read_work_pools()]
             return pools.count(POOL), pools.count(BATCH_POOL), len(await client.read_automations())
 
     assert asyncio.run(twice()) == (1, 1, 1)
+
+
+def test_runs_under_way_are_expected_to_give_a_sign_of_life(prefect_server: None) -> None:
+    async def told(client: PrefectClient) -> list[dict[str, Any]]:
+        found = await client.request("POST", "/events/filter", json={"filter": {"event": {"name": [HEARTBEAT]}}})
+        return found.json()["events"]
+
+    async def check(client: PrefectClient, run_id: UUID) -> None:
+        ended = await client.create_flow_run(kept, state=Completed(), tags=[TAG])
+        await expect_heartbeats(client)
+        while not (events := await told(client)):  # the server writes them down once a second or so
+            await asyncio.sleep(0.2)
+        (event,) = events
+        assert event["resource"]["prefect.resource.id"] == f"prefect.flow-run.{run_id}"
+        assert {resource["prefect.resource.id"] for resource in event["related"]} == {f"prefect.tag.{TAG}"}
+        await client.delete_flow_run(ended.id)
+
+    with_run(Running(), check)
 
 
 def test_doctor_knows_when_the_keeper_last_looked(prefect_server: None, monkeypatch: pytest.MonkeyPatch) -> None:
