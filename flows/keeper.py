@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
 
 PROJECT = Path(__file__).parents[1]
+UNDER_WAY = ("RUNNING", "CANCELLING")
 HEARTBEAT = "prefect.flow-run.heartbeat"
 AUTOMATION = "redream: runs that fell silent are crashed"
 RESUMED = "Resumed"
@@ -71,7 +72,7 @@ def main() -> None:
 
 
 async def keep(max_resumes: int) -> None:
-    from httpx import HTTPError
+    from httpx import ConnectError, HTTPError
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound
 
@@ -94,7 +95,7 @@ async def keep(max_resumes: int) -> None:
             except ObjectNotFound:  # a run that was deleted meanwhile
                 pass
             except HTTPError as error:  # the server is away for a while; so are its runs
-                has_missed = True
+                has_missed = has_missed or isinstance(error, ConnectError)  # a slow answer is no outage
                 print(f"keeper: Prefect does not answer ({type(error).__name__})", file=sys.stderr, flush=True)
             await asyncio.sleep(LOOK_EVERY_SECONDS)
 
@@ -183,15 +184,15 @@ def silence_automation() -> Automation:
 async def expect_heartbeats(client: PrefectClient) -> None:
     """Send a heartbeat in the name of every run under way, from which on the rule waits for the run's own.
 
-    The rule forgets whom it has heard of when it is updated, and hears nobody while the server is away: a run that died
-    then would be `Running` for ever.
+    The rule forgets whom it has heard of when it is updated, or when the server was away for long: a run that died by
+    then would be `Running` for ever. A run that has ended meanwhile stays as it ended.
     """
     from prefect.client.schemas import filters
     from prefect.events import Event, Resource
     from prefect.events.related import tags_as_related_resources
 
     under_way = filters.FlowRunFilter(
-        state=filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=["RUNNING"])),  # pyright: ignore
+        state=filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=list(UNDER_WAY))),  # pyright: ignore
         tags=filters.FlowRunFilterTags(all_=[TAG]),
     )
 

@@ -62,7 +62,7 @@ def start_own_server() -> Callable[[], None]:
 
 
 def collect_rarely() -> None:
-    """Let Python look for unreachable cycles less often than after each 700 new objects.
+    """Let Python look for unreachable cycles less often than after each 700 new objects, as long as the process lives.
 
     Imports make a million objects that stay, which it would look through again and again: 2 of a command's 25 seconds.
     """

@@ -151,10 +151,10 @@ class Served:
     def kill(self) -> None:
         """Kill it with everything that it has started, runs as well, as the end of the machine does."""
         processes = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
-        for process in processes:
-            process.suspend()  # so that none hears of another's death
-        for process in processes:
-            process.kill()
+        for signal_number in (signal.SIGSTOP, signal.SIGKILL):  # so that none hears of another's death
+            for process in processes:
+                with suppress(psutil.NoSuchProcess):
+                    process.send_signal(signal_number)
         self.process.wait()
 
     def service(self, word: str) -> psutil.Process:

@@ -201,18 +201,18 @@ def test_second_keeper_adds_nothing(prefect_server: None) -> None:
 
 
 def test_runs_under_way_are_expected_to_give_a_sign_of_life(prefect_server: None) -> None:
-    async def told(client: PrefectClient) -> list[dict[str, Any]]:
-        found = await client.request("POST", "/events/filter", json={"filter": {"event": {"name": [HEARTBEAT]}}})
-        return found.json()["events"]
+    async def told(client: PrefectClient, run_id: UUID) -> list[dict[str, Any]]:
+        wanted = {"event": {"name": [HEARTBEAT]}, "resource": {"id": [f"prefect.flow-run.{run_id}"]}}
+        return (await client.request("POST", "/events/filter", json={"filter": wanted})).json()["events"]
 
     async def check(client: PrefectClient, run_id: UUID) -> None:
         ended = await client.create_flow_run(kept, state=Completed(), tags=[TAG])
         await expect_heartbeats(client)
-        while not (events := await told(client)):  # the server writes them down once a second or so
+        while not (events := await told(client, run_id)):  # the server writes them down once a second or so
             await asyncio.sleep(0.2)
         (event,) = events
-        assert event["resource"]["prefect.resource.id"] == f"prefect.flow-run.{run_id}"
         assert {resource["prefect.resource.id"] for resource in event["related"]} == {f"prefect.tag.{TAG}"}
+        assert not await told(client, ended.id)
         await client.delete_flow_run(ended.id)
 
     with_run(Running(), check)
