@@ -3,7 +3,7 @@
 It creates the work pools, the deployments and an automation, and then looks after runs whose process or machine died:
 
 - A run that was `Running` and says nothing for two minutes is marked `Crashed` by the automation. By default it would
-  stay `Running` for ever.
+  stay `Running` for ever. The keeper's start and a server's outage begin these two minutes anew.
 - A run that was handed to a worker and never started is marked `Crashed` as well.
 - A crashed run is scheduled again, at most `--max-resumes` times; its finished stages are in the store, and it
   continues from its last checkpoint. The state `Resumed` in its history counts the attempts.

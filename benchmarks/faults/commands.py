@@ -92,9 +92,7 @@ def killed_with_own_server(ground: Ground, fault: str) -> Row:
     (record,) = list_runs(out)
     problems = [] if ended.code == -signal.SIGKILL else [f"not killed: {ended.last_line}"]
     problems += problems_after_kill(fault, out, record, "distill")
-    command = repeating(out, record["run_id"])
-    done = end(ground.start(fault, command, servers={}))
-    problems += [] if done.code == 0 else [f"not resumed: {done.last_line}"]
+    problems += resume(ground, fault, repeating(out, record["run_id"]), servers={})
     happened = "killed as it published; its Prefect server ended by itself"
     return row_after(ground, fault, out, happened, RERUN, finished_stages(record), problems, mlflow="")
 

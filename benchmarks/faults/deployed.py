@@ -10,8 +10,8 @@ from typing import Any
 
 import psutil
 
-from benchmarks.faults.ground import PROMPT, SETTINGS, Ground, end, finished_stages, orphans, repeating, wait_until
-from benchmarks.faults.rows import Row, row_after
+from benchmarks.faults.ground import PROMPT, SETTINGS, Ground, finished_stages, orphans, repeating, wait_until
+from benchmarks.faults.rows import Row, resume, row_after
 from flows.keeper import RESUMED
 from flows.serving import POOL
 from tasks.records import list_runs
@@ -50,8 +50,7 @@ def dies_every_time(ground: Ground, fault: str) -> Row:
     problems = [] if num_kills == 2 else [f"{num_kills} attempts, not 2"]
     problems += [] if states[-1]["name"] == "Crashed" else [f"ended {states[-1]['name']}"]
     happened = f"killed {num_kills} times: {_history(states)}"
-    ended = end(ground.start(fault, repeating(out, list_runs(out)[-1]["run_id"])))
-    problems += [] if ended.code == 0 else [f"not resumed: {ended.last_line}"]
+    problems += resume(ground, fault, repeating(out, list_runs(out)[-1]["run_id"]))
     return _row(ground, fault, out, run_id, happened, "`redream rerun RUN`", kept, problems)
 
 

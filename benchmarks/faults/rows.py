@@ -78,9 +78,9 @@ def row_after(
     )
 
 
-def resume(ground: Ground, fault: str, command: list[str]) -> list[str]:
+def resume(ground: Ground, fault: str, command: list[str], servers: dict[str, str] | None = None) -> list[str]:
     """Give the command that resumes a run; returns what is wrong where it does not."""
-    ended = end(ground.start(fault, command))
+    ended = end(ground.start(fault, command, servers=servers))
     return [] if ended.code == 0 else [f"not resumed but ended with {ended.code}: {ended.last_line}"]
 
 

@@ -208,7 +208,9 @@ def test_runs_under_way_are_expected_to_give_a_sign_of_life(prefect_server: None
     async def check(client: PrefectClient, run_id: UUID) -> None:
         ended = await client.create_flow_run(kept, state=Completed(), tags=[TAG])
         await expect_heartbeats(client)
-        while not (events := await told(client, run_id)):  # the server writes them down once a second or so
+        for _ in range(100):
+            if events := await told(client, run_id):  # the server writes them down once a second or so
+                break
             await asyncio.sleep(0.2)
         (event,) = events
         assert {resource["prefect.resource.id"] for resource in event["related"]} == {f"prefect.tag.{TAG}"}
