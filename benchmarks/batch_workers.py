@@ -22,9 +22,9 @@ from typing import Any
 
 from benchmarks.faults.ground import free_port, own_environment, wait_until
 from benchmarks.methods_miniature import prompts
-from flows.serving import POOL, ask, num_workers
-from tasks.gallery import TRAININGS
-from tasks.records import list_runs
+from flows.service.addresses import POOL, ask, num_workers
+from tasks.results.gallery import TRAININGS
+from tasks.runs.records import list_runs
 
 NUM_PROMPTS = 8
 WORKERS = (1, 2)
@@ -40,7 +40,7 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     index = work / "index"
     if not (index / "store").is_dir():
-        built = [sys.executable, "-m", "flows.cli", "index", "build", "--preset", arguments.preset]
+        built = [sys.executable, "-m", "flows.command", "index", "build", "--preset", arguments.preset]
         subprocess.run([*built, "--out", str(index)], check=True, env=own_environment(""))
     figures = {}
     for workers in WORKERS:
@@ -63,12 +63,22 @@ def measure(out: Path, workers: int, preset: str) -> dict[str, Any]:
     api = f"http://127.0.0.1:{port}/api"
     environment = own_environment("")
     serve = ["serve", "--limit", "1", "--out", str(out), "--port", str(port), "--mlflow-port", str(mlflow_port)]
-    processes = [subprocess.Popen([sys.executable, "-m", "flows.cli", *serve], env=environment)]
+    processes = [subprocess.Popen([sys.executable, "-m", "flows.command", *serve], env=environment)]
     try:
         wait_until(lambda: (out / ".serving.json").exists() or processes[0].poll() is not None)
         addresses = {"PREFECT_API_URL": api, "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{mlflow_port}"}
         for number in range(1, workers):
-            worker = [sys.executable, "-m", "flows.worker", "--pool", POOL, "--out", str(out), "--name", str(number)]
+            worker = [
+                sys.executable,
+                "-m",
+                "flows.service.worker",
+                "--pool",
+                POOL,
+                "--out",
+                str(out),
+                "--name",
+                str(number),
+            ]
             processes.append(subprocess.Popen(worker, env={**environment, **addresses}))
         wait_until(lambda: num_workers(api) == workers)
         _, deployment = ask(f"{api}/deployments/name/batch/batch")

@@ -77,8 +77,8 @@ def annotations(ids: list[str], padding: str) -> str:
 
 def measure_full_shard(folder: Path) -> float:
     """Return the core-seconds that reading one shard with annotations of real size takes."""
-    from index_build.objaverse_objects import read_objects
-    from redream.config import DownloadConfig
+    from index_build.catalogs.objaverse_objects import read_objects
+    from redream.settings import DownloadConfig
 
     start = time.process_time()
     read_objects(folder / "one_full_shard", folder / "one_full_shard" / f"cache-{time.time_ns()}", DownloadConfig())
@@ -86,7 +86,7 @@ def measure_full_shard(folder: Path) -> float:
 
 
 def measure(folder: Path, licenses: tuple[str, ...]) -> None:
-    from index_build.catalog import open_catalog
+    from index_build.catalogs.opening import open_catalog
 
     start, start_core = time.perf_counter(), time.process_time()
     catalog = open_catalog(

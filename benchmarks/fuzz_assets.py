@@ -26,11 +26,11 @@ import numpy as np
 import trimesh
 from trimesh.visual import ColorVisuals
 
-from redream.assets import AssetError, load_mesh, normalize_mesh
-from redream.config import MeshLimits
-from redream.mesh_files.apart import stop_server
-from redream.mesh_files.gltf import split_glb
-from redream.scenes import scene_parts, scene_vertices
+from redream.meshes.assets import AssetError, load_mesh, normalize_mesh
+from redream.meshes.reading.client import stop_server
+from redream.meshes.reading.gltf import split_glb
+from redream.meshes.scenes import scene_parts, scene_vertices
+from redream.settings import MeshLimits
 
 SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl")
 LIMITS = MeshLimits(seconds=10, memory_bytes=2**30)

@@ -14,8 +14,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from redream.config import mini, sd21
 from redream.field.hash_grid import HashGrid, Implementation
+from redream.presets import mini, sd21
 
 NUM_RAYS, POINTS_PER_RAY = 2048, 64
 

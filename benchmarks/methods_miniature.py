@@ -20,17 +20,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from redream.assets import load_mesh, normalize_mesh, turn_mesh
 from redream.cameras import camera_angles, orbit
 from redream.clip import Clip
-from redream.config import mini
 from redream.images import composite, to_images
+from redream.meshes.assets import load_mesh, normalize_mesh, turn_mesh
 from redream.metrics.a_lpips import ALpips
 from redream.metrics.perceptual import PerceptualNet
 from redream.metrics.report import evaluate_views
 from redream.mini.catalog import CATEGORIES, catalog_pairs
+from redream.presets import mini
 from redream.render.mesh import render_mesh
-from tasks.records import finished_stage, read_run
+from tasks.runs.records import finished_stage, read_run
 
 METHODS = ("sds", "vsd", "redream")
 ASSET = "asset"
@@ -60,7 +60,7 @@ def main() -> None:
             command = [
                 sys.executable,
                 "-m",
-                "flows.cli",
+                "flows.command",
                 "generate",
                 prompt,
                 "--preset",

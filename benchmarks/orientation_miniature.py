@@ -15,15 +15,16 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from index_build.catalog import read_catalog
-from redream.assets import load_mesh, normalize_mesh
+from index_build.catalogs.opening import read_catalog
 from redream.clip import Clip
-from redream.config import OrientationConfig, mini
 from redream.images import composite, to_images
+from redream.meshes.assets import load_mesh, normalize_mesh
 from redream.mini.catalog import write_catalog
-from redream.neighbors import Asset
 from redream.orientation import find_front, ring_cameras
+from redream.presets import mini
+from redream.records import Asset
 from redream.render.mesh import render_mesh
+from redream.settings import OrientationConfig
 
 WITHIN_DEG = 30.0
 FLIPPED_BEYOND_DEG = 150.0

@@ -38,7 +38,7 @@ def main() -> None:
 
 def measure(scratch: Path, preset: str) -> dict[str, float]:
     """Return seconds; the index is built before, and lies in the store of what is timed."""
-    redream = [sys.executable, "-m", "flows.cli"]
+    redream = [sys.executable, "-m", "flows.command"]
     built = [*redream, "index", "build", "--preset", preset, "--out", str(scratch / "index"), "--json"]
     place = json.loads(subprocess.run(built, check=True, capture_output=True, text=True).stdout)
     shutil.copytree(scratch / "index" / "store", scratch / "out" / "store")
@@ -66,21 +66,21 @@ def run_directly(index_dir: Path, asset_root: Path, folder: Path, preset: str) -
     """Call every stage of a run once."""
     import torch
 
-    from redream.assets import load_mesh, normalize_mesh, turn_mesh
     from redream.cameras import camera_angles, orbit, sample_cameras
     from redream.clip import Clip
-    from redream.config import PRESETS
     from redream.distill import loop
     from redream.export import export_mesh, save_turntable
     from redream.images import composite, to_images
+    from redream.meshes.assets import load_mesh, normalize_mesh, turn_mesh
     from redream.metrics.a_lpips import ALpips
     from redream.metrics.perceptual import PerceptualNet
     from redream.metrics.report import evaluate_views
     from redream.orientation import find_front, ring_cameras
+    from redream.presets import PRESETS
     from redream.prior.adaptation import adapt_prior, sample_views
     from redream.prior.stable_diffusion import StableDiffusionPrior
     from redream.render.mesh import AssetViews, render_mesh
-    from redream.retrieval import AssetIndex
+    from redream.retrieval.index import AssetIndex
 
     config = PRESETS[preset]()
     folder.mkdir(parents=True)

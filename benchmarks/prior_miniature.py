@@ -20,21 +20,22 @@ from jaxtyping import Float
 from torch import Tensor
 
 from index_build.build import build_index
-from index_build.catalog import open_catalog
+from index_build.catalogs.opening import open_catalog
 from index_build.views import RenderedViews
-from redream.assets import load_mesh, normalize_mesh, turn_mesh
 from redream.cameras import sample_cameras
 from redream.clip import Clip
-from redream.config import RunConfig, mini
 from redream.images import composite, image_grid, save_png, to_images, to_rgb
+from redream.meshes.assets import load_mesh, normalize_mesh, turn_mesh
 from redream.metrics.perceptual import PerceptualNet
 from redream.mini.catalog import CATEGORIES, COLORS, catalog_pairs, write_catalog
 from redream.mini.dataset import VIEWS
 from redream.orientation import find_front, ring_cameras
+from redream.presets import mini
 from redream.prior.adaptation import adapt_prior
 from redream.prior.stable_diffusion import StableDiffusionPrior, sample_images
 from redream.render.mesh import AssetViews, render_mesh
-from redream.retrieval import AssetIndex
+from redream.retrieval.index import AssetIndex
+from redream.settings import RunConfig
 
 SAMPLES_PER_PAIR = 4
 SAMPLES_PER_VIEW = 32

@@ -83,9 +83,9 @@ def ours(work: Path, figures: dict[str, Any]) -> Found:
 
     from index_build.build import BuildPlan, assemble
     from index_build.embeddings import Shard, write_shard
-    from redream.index_files import asset_table, write_table
-    from redream.neighbors import Asset
-    from redream.retrieval import AssetIndex
+    from redream.records import Asset
+    from redream.retrieval.index import AssetIndex
+    from redream.retrieval.index_files import asset_table, write_table
 
     text, image = (np.load(work / name, mmap_mode="r") for name in ("text.npy", "image.npy"))
     num = len(text)

@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from index_build.build import build_index
-from index_build.catalog import open_catalog
+from index_build.catalogs.opening import open_catalog
 from index_build.views import RenderedViews
 from redream.clip import Clip
-from redream.config import RetrievalConfig, mini
 from redream.mini.catalog import write_catalog
-from redream.retrieval import AssetIndex
+from redream.presets import mini
+from redream.retrieval.index import AssetIndex
+from redream.settings import RetrievalConfig
 
 PROMPTS = Path(__file__).with_name("prompts_retrieval.csv")
 

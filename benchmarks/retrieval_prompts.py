@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from index_build.build import build_index
-from index_build.catalog import open_catalog
+from index_build.catalogs.opening import open_catalog
 from index_build.views import RenderedViews
 from redream.clip import Clip
-from redream.config import mini
-from redream.retrieval import AssetIndex
+from redream.presets import mini
+from redream.retrieval.index import AssetIndex
 
 
 def measure(index: AssetIndex, prompts: list[dict[str, str]]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def make_clip(folder: Path) -> None:
 
 def name_clip(index_dir: Path, folder: Path) -> None:
     """Let the index say that it was made with this CLIP."""
-    from redream.index_files import read_manifest, write_manifest
+    from redream.retrieval.index_files import read_manifest, write_manifest
     from redream.weights import weights_digest
 
     clip_model = f"{folder.name}@{weights_digest(str(folder))}"
@@ -54,7 +54,17 @@ def evict(*folders: Path) -> None:
 
 def time_command(work: Path, index_dir: Path, clip_folder: Path) -> tuple[float, float]:
     """Return seconds on the clock and seconds of processor time, which a busy machine does not stretch as much."""
-    command = [sys.executable, "-m", "flows.cli", "search", PROMPT, "--index", str(index_dir), "--preset", "sd21"]
+    command = [
+        sys.executable,
+        "-m",
+        "flows.command",
+        "search",
+        PROMPT,
+        "--index",
+        str(index_dir),
+        "--preset",
+        "sd21",
+    ]
     command += ["--set", f"retrieval.clip_model={clip_folder}", "--out", str(work / "out"), "--json"]
     started, core_before = time.perf_counter(), children_core_seconds()
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -78,12 +88,12 @@ def print_parts(index_dir: Path, clip_folder: Path) -> None:
         print(f"  {now - started:6.2f} s, {core_now - core_started:6.2f} core-seconds: {part}", flush=True)
         started, core_started = now, core_now
 
-    import flows.cli  # noqa: F401
-    import tasks.searching  # noqa: F401
+    import flows.command.app  # noqa: F401
+    import tasks.machinery.searching  # noqa: F401
 
     say("import of the command")
-    from redream.retrieval import AssetIndex
-    from redream.text_tower import open_text_tower
+    from redream.retrieval.index import AssetIndex
+    from redream.retrieval.text_tower import open_text_tower
 
     say("import of retrieval")
     clip = open_text_tower(str(clip_folder))

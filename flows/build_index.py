@@ -12,9 +12,9 @@ from prefect import flow
 from prefect.futures import PrefectFuture, as_completed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows.parameters import CatalogName, Licenses, Place, PresetName, Settings
-from flows.request import DEFAULT_OUT, checked_config, checked_out, checked_runner
-from redream.config import RetrievalConfig
+from flows.requests.parameters import CatalogName, Licenses, Place, PresetName, Settings
+from flows.requests.request import DEFAULT_OUT, checked_config, checked_out, checked_runner
+from redream.settings import RetrievalConfig
 from tasks.indexing import (
     CatalogRequest,
     IndexPlace,
@@ -26,8 +26,8 @@ from tasks.indexing import (
     index_miniature,
     plan_index,
 )
-from tasks.progress import track
-from tasks.runs import Run, open_run
+from tasks.machinery.progress import track
+from tasks.runs.run import Run, open_run
 
 ONE_THREAD_RUNNER: Any = ThreadPoolTaskRunner(max_workers=1)  # its generics do not fit its own decorator's
 

@@ -6,11 +6,11 @@ from typing import Any
 
 from prefect import flow
 
-from flows.parameters import Place, RunIds, Settings
-from flows.request import DEFAULT_OUT, checked_config, checked_out
+from flows.requests.parameters import Place, RunIds, Settings
+from flows.requests.request import DEFAULT_OUT, checked_config, checked_out
 from tasks.evaluation import evaluate, load_reports
-from tasks.records import finished_stage, read_run
-from tasks.runs import open_run, record_result
+from tasks.runs.records import finished_stage, read_run
+from tasks.runs.run import open_run, record_result
 
 
 @flow(name="evaluate", flow_run_name="evaluate {run_ids}")

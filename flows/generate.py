@@ -13,19 +13,19 @@ from prefect.futures import wait
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.build_index import find_index
-from flows.parameters import Assets, BatchId, MethodName, Place, PresetName, Prompt, Seed, Settings
-from flows.request import DEFAULT_OUT, Request, checked_request
+from flows.requests.parameters import Assets, BatchId, MethodName, Place, PresetName, Prompt, Seed, Settings
+from flows.requests.request import DEFAULT_OUT, Request, checked_request
 from tasks.adaptation import adapt
-from tasks.delivery import Made, Outputs, deliver
 from tasks.distillation import distill, warm_up
 from tasks.evaluation import evaluate
 from tasks.exporting import export
 from tasks.orientation import align
 from tasks.rendering import render
+from tasks.results.delivery import Made, Outputs, deliver
+from tasks.results.prefect_page import show_made
 from tasks.retrieval import retrieve, take_assets
-from tasks.runs import Run, open_run
-from tasks.showing import show_made
-from tasks.stage import num_cores
+from tasks.runs.run import Run, open_run
+from tasks.runs.stage import num_cores
 
 # Warm-up and adaptation need nothing of each other, nor do export and evaluation. Each gets half of the cores; one core
 # cannot be halved.

@@ -10,11 +10,11 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.generate import THREADS, make
-from flows.parameters import Place, RunId, Settings, StageName
-from flows.plan import checked_rerun
-from flows.request import DEFAULT_OUT
-from tasks.delivery import Made
-from tasks.runs import Repeats, open_run
+from flows.requests.parameters import Place, RunId, Settings, StageName
+from flows.requests.plan import checked_rerun
+from flows.requests.request import DEFAULT_OUT
+from tasks.results.delivery import Made
+from tasks.runs.run import Repeats, open_run
 
 
 @flow(name="rerun", flow_run_name="rerun of {run_id}", task_runner=THREADS)

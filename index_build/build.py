@@ -21,12 +21,12 @@ import pyarrow as pa
 from filelock import FileLock
 from numpy.lib.format import open_memmap
 
-from index_build.catalog import Catalog
+from index_build.catalogs.catalog import Catalog
 from index_build.embeddings import NOT_DOWNLOADED, Shard, embed_assets, read_shard
 from index_build.views import MESH_LIMITS, ViewSource
 from redream.clip import Clip
-from redream.config import RetrievalConfig
-from redream.index_files import (
+from redream.records import Asset
+from redream.retrieval.index_files import (
     ASSET_SCHEMA,
     MANIFEST,
     REFUSED_SCHEMA,
@@ -46,8 +46,8 @@ from redream.index_files import (
     write_manifest,
     write_table,
 )
-from redream.neighbors import Asset
-from redream.text_recall import train_recall
+from redream.retrieval.text_recall import train_recall
+from redream.settings import RetrievalConfig
 from redream.versions import package_versions
 
 RECORDED_PACKAGES = ("open_clip_torch", "torch", "numpy", "pyarrow", "scann", "pyrender", "trimesh")

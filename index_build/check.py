@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from redream.index_files import check_files
-from redream.mesh_files.reader import SUFFIXES
-from redream.retrieval import AssetIndex
-from redream.text_recall import float_blocks
+from redream.meshes.reading.reader import SUFFIXES
+from redream.retrieval.index import AssetIndex
+from redream.retrieval.index_files import check_files
+from redream.retrieval.text_recall import float_blocks
 
 SAMPLE, NUM_NEIGHBORS = 100, 100
 MAX_NAMED = 20  # of missing or orphaned files

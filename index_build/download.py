@@ -26,7 +26,7 @@ import filelock
 import httpx
 import numpy as np
 
-from redream.config import DownloadConfig
+from redream.settings import DownloadConfig
 
 logger = logging.getLogger(__name__)
 

@@ -24,9 +24,9 @@ from torch import Tensor
 
 from index_build.download import DownloadError
 from index_build.views import ViewMaker
-from redream.assets import AssetError
 from redream.clip import Clip
-from redream.neighbors import Asset
+from redream.meshes.assets import AssetError
+from redream.records import Asset
 
 NOT_DOWNLOADED = "not downloaded: "
 

@@ -22,12 +22,12 @@ import trimesh
 from jaxtyping import Float
 from PIL import Image
 
-from redream.assets import DEFAULT_LIMITS, AssetError, load_mesh, normalize_mesh
 from redream.cameras import Camera, orbit
-from redream.config import MeshLimits
 from redream.images import composite, to_images
-from redream.neighbors import Asset
+from redream.meshes.assets import DEFAULT_LIMITS, AssetError, load_mesh, normalize_mesh
+from redream.records import Asset
 from redream.render.mesh import MeshRenderer, mesh_renderer
+from redream.settings import MeshLimits
 
 ELEVATION_DEG = 15.0
 CAMERA_DISTANCE = 1.5  # an object of radius 0.5 then fills 87 % of the image's height

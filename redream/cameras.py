@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from redream.config import CameraConfig
+from redream.settings import CameraConfig
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,8 +27,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from redream.colors import srgb_to_linear
-from redream.config import ExportConfig
 from redream.images import to_images, to_rgb, to_uint8
+from redream.settings import ExportConfig
 
 DensityAndColor = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (positions, directions) -> (sigmas, rgb)
 Frames = Float[Tensor, "time height width 3"] | UInt8[np.ndarray, "time height width 3"]

@@ -19,10 +19,10 @@ import trimesh
 from jaxtyping import Float
 from torch import Tensor
 
-from redream.assets import turn_mesh
 from redream.cameras import Camera, orbit
 from redream.clip import Clip
-from redream.config import OrientationConfig
+from redream.meshes.assets import turn_mesh
+from redream.settings import OrientationConfig
 
 VIEWS = ("front", "side", "back")
 TEMPLATES = ("{view} view of {caption}", "{view} view, {caption}", "{caption}, {view} view")

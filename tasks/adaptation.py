@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from redream.config import RunConfig
+from redream.settings import RunConfig
 from redream.weights import weights_digest
+from tasks.machinery.slots import choose_device
+from tasks.machinery.store import Output, stage_key
 from tasks.rendering import load_all_views
-from tasks.runs import Run
-from tasks.slots import choose_device
-from tasks.stage import (
+from tasks.runs.run import Run
+from tasks.runs.stage import (
     RETRIES,
     RETRY_DELAYS,
     Work,
@@ -28,7 +29,6 @@ from tasks.stage import (
     share_cores,
     stage_seed,
 )
-from tasks.store import Output, stage_key
 
 if TYPE_CHECKING:
     from redream.prior.adaptation import AdaptStep

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from redream.config import DistillConfig, FieldConfig, RunConfig
+from redream.settings import DistillConfig, FieldConfig, RunConfig
 from redream.weights import weights_digest
-from tasks.progress import Stopped
+from tasks.machinery.progress import Stopped
+from tasks.machinery.slots import choose_device
+from tasks.machinery.store import Output, StageKey, stage_key
 from tasks.rendering import load_all_views
-from tasks.runs import Run
-from tasks.slots import choose_device
-from tasks.stage import (
+from tasks.runs.run import Run
+from tasks.runs.stage import (
     RETRIES,
     RETRY_DELAYS,
     Work,
@@ -30,7 +31,6 @@ from tasks.stage import (
     share_cores,
     stage_seed,
 )
-from tasks.store import Output, StageKey, stage_key
 
 if TYPE_CHECKING:
     from redream.distill.loop import DistillState, DistillStep

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from redream.config import RunConfig
+from redream.settings import RunConfig
 from redream.weights import weights_digest
 from tasks.distillation import load_particles
-from tasks.progress import track, waiting
-from tasks.runs import Run
-from tasks.slots import choose_device
-from tasks.stage import RETRIES, RETRY_DELAYS, Work, is_passing, loading, run_stage, share_cores
-from tasks.store import Output, stage_key, write_json
+from tasks.machinery.progress import track, waiting
+from tasks.machinery.slots import choose_device
+from tasks.machinery.store import Output, stage_key, write_json
+from tasks.runs.run import Run
+from tasks.runs.stage import RETRIES, RETRY_DELAYS, Work, is_passing, loading, run_stage, share_cores
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from redream.config import RunConfig
+from redream.settings import RunConfig
 from tasks.distillation import load_particles
 from tasks.evaluation import render_orbit
+from tasks.machinery.progress import track
+from tasks.machinery.slots import choose_device
+from tasks.machinery.store import Output, stage_key
 from tasks.orientation import load_aligned
-from tasks.progress import track
-from tasks.runs import Run
-from tasks.slots import choose_device
-from tasks.stage import RETRIES, RETRY_DELAYS, Work, is_passing, loading, run_stage, share_cores
-from tasks.store import Output, stage_key
+from tasks.runs.run import Run
+from tasks.runs.stage import RETRIES, RETRY_DELAYS, Work, is_passing, loading, run_stage, share_cores
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from redream.neighbors import Neighbor
+    from redream.records import Neighbor
 
 STAGE_VERSION = 3
 MESH, TURNTABLE, POSTER = "mesh.glb", "turntable.mp4", "poster.png"
@@ -67,7 +67,7 @@ def export(
 
     def produce(work: Work) -> dict[str, object]:
         with loading:
-            import redream.assets
+            import redream.meshes.assets
             import redream.render.mesh  # noqa: F401 (for the assets' turntables)
             from redream.export import export_mesh, save_turntable, side_by_side
             from redream.images import save_png
@@ -107,9 +107,9 @@ def thumbnail(number: int) -> str:
 
 def _asset_orbits(neighbors: list[Neighbor], config: RunConfig) -> list[Tensor]:
     """Render each retrieved asset, turned to the front, on the orbit of the evaluation."""
-    from redream.assets import load_asset, normalize_mesh, turn_mesh
     from redream.cameras import orbit
     from redream.images import composite
+    from redream.meshes.assets import load_asset, normalize_mesh, turn_mesh
     from redream.render.mesh import render_mesh
 
     views = config.evaluation

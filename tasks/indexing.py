@@ -20,15 +20,15 @@ from filelock import FileLock, Timeout
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from redream.config import DownloadConfig, MeshLimits, RetrievalConfig
+from redream.settings import DownloadConfig, MeshLimits, RetrievalConfig
 from redream.weights import weights_digest
-from tasks.progress import say, track, waiting
-from tasks.runs import Run
-from tasks.searching import IndexPlace, given_index
-from tasks.slots import choose_device
-from tasks.stage import RETRIES, RETRY_DELAYS, Work, is_passing, run_stage
-from tasks.store import Output, StageKey, stage_key
-from tasks.tracking import Tracker
+from tasks.machinery.progress import say, track, waiting
+from tasks.machinery.searching import IndexPlace, given_index
+from tasks.machinery.slots import choose_device
+from tasks.machinery.store import Output, StageKey, stage_key
+from tasks.runs.run import Run
+from tasks.runs.stage import RETRIES, RETRY_DELAYS, Work, is_passing, run_stage
+from tasks.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from index_build.build import BuildPlan
@@ -69,13 +69,13 @@ def index_miniature(run: Run, config: RetrievalConfig) -> Output:
     def produce(work: Work) -> dict[str, object]:
         # Imported here, as in every stage: a run that reuses its stages should not wait for torch.
         from index_build.build import build_index
-        from index_build.catalog import open_catalog
+        from index_build.catalogs.opening import open_catalog
         from index_build.check import check_index
         from index_build.views import RenderedViews
         from redream.clip import Clip
-        from redream.index_files import write_manifest
         from redream.mini.catalog import write_catalog
-        from redream.retrieval import AssetIndex
+        from redream.retrieval.index import AssetIndex
+        from redream.retrieval.index_files import write_manifest
 
         write_catalog(work.folder / "catalog", seed=CATALOG_SEED, num_variants=VARIANTS_PER_PAIR)
         catalog = open_catalog(str(work.folder / "catalog"), cache_dir=work.checkpoint / "cache")
@@ -142,7 +142,7 @@ def build_lock(index_dir: str) -> Iterator[None]:
 def plan_index(run: Run, request: CatalogRequest) -> BuildPlan:
     """Open the catalog and find out what its index lacks."""
     from index_build.build import plan_build
-    from index_build.catalog import open_catalog
+    from index_build.catalogs.opening import open_catalog
 
     catalog = open_catalog(
         request.catalog,
@@ -184,7 +184,7 @@ def assemble_index(run: Run, request: CatalogRequest, plan: BuildPlan, embedding
     """Put the shards together, check what came out, and log the figures of the build and the recall report."""
     from index_build.build import assemble
     from index_build.check import check_index
-    from redream.retrieval import AssetIndex
+    from redream.retrieval.index import AssetIndex
 
     started = time.monotonic()
     with waiting("assembling the index"):
@@ -216,7 +216,7 @@ def _log_report(tracker: Tracker, report: IndexReport, dropped: Mapping[str, int
 def check(index_dir: str, clip_model: str, num_queries: int) -> IndexReport:
     """Check an index by its every byte and a sample of searches."""
     from index_build.check import check_index
-    from redream.retrieval import AssetIndex
+    from redream.retrieval.index import AssetIndex
 
     with waiting("checking the index"):
         return check_index(AssetIndex.open(index_dir, _clip(clip_model)), num_queries)
@@ -234,7 +234,7 @@ def _clip(model: str) -> Clip:
 def _views(request: CatalogRequest) -> ViewSource:
     from index_build.download import fetch_mesh
     from index_build.views import PublishedViews, RenderedViews
-    from redream.assets import load_mesh
+    from redream.meshes.assets import load_mesh
 
     image_size = _clip(request.retrieval.clip_model).image_size
     if request.renders:

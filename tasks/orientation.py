@@ -8,14 +8,14 @@ from dataclasses import asdict, replace
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from redream.config import MeshLimits, OrientationConfig
-from redream.neighbors import Retrieval
+from redream.records import Retrieval
+from redream.settings import MeshLimits, OrientationConfig
 from redream.weights import weights_digest
+from tasks.machinery.slots import choose_device
+from tasks.machinery.store import Output, stage_key, write_json
 from tasks.retrieval import load_retrieval
-from tasks.runs import Run
-from tasks.slots import choose_device
-from tasks.stage import RETRIES, RETRY_DELAYS, Work, is_passing, run_stage
-from tasks.store import Output, stage_key, write_json
+from tasks.runs.run import Run
+from tasks.runs.stage import RETRIES, RETRY_DELAYS, Work, is_passing, run_stage
 
 STAGE_VERSION = 2
 OBJECT_RADIUS = 0.5  # that the ring of poses is made for, world units
@@ -34,9 +34,9 @@ def align(run: Run, retrieval: Output, clip_model: str, config: OrientationConfi
     settings = asdict(config)
 
     def produce(work: Work) -> dict[str, object]:
-        from redream.assets import load_asset, normalize_mesh
         from redream.clip import Clip
         from redream.images import composite, image_grid, to_images, to_uint8
+        from redream.meshes.assets import load_asset, normalize_mesh
         from redream.orientation import find_front, ring_cameras
         from redream.render.mesh import render_mesh
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from redream.config import CameraConfig, MeshLimits, RenderConfig
+from redream.settings import CameraConfig, MeshLimits, RenderConfig
+from tasks.machinery.store import Output, stage_key
 from tasks.orientation import load_aligned
-from tasks.runs import Run
-from tasks.stage import RETRIES, RETRY_DELAYS, Work, is_passing, run_stage, stage_seed
-from tasks.store import Output, stage_key
+from tasks.runs.run import Run
+from tasks.runs.stage import RETRIES, RETRY_DELAYS, Work, is_passing, run_stage, stage_seed
 
 if TYPE_CHECKING:
     from redream.render.mesh import AssetViews
@@ -40,8 +40,8 @@ def render(
     def produce(work: Work) -> dict[str, object]:
         import torch
 
-        from redream.assets import load_asset, normalize_mesh, turn_mesh
         from redream.cameras import sample_cameras
+        from redream.meshes.assets import load_asset, normalize_mesh, turn_mesh
         from redream.render.mesh import AssetViews, render_mesh, save_views
 
         generator = torch.Generator().manual_seed(stage_seed(run.seed, "render"))

@@ -16,14 +16,14 @@ from urllib.parse import unquote
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from redream.config import DownloadConfig, MeshLimits, RetrievalConfig
-from redream.neighbors import Asset, Neighbor, Retrieval, UpAxis
+from redream.records import Asset, Neighbor, Retrieval, UpAxis
+from redream.settings import DownloadConfig, MeshLimits, RetrievalConfig
 from redream.weights import weights_digest
-from tasks.progress import track
-from tasks.runs import Run
-from tasks.searching import IndexPlace, search
-from tasks.stage import RETRIES, RETRY_DELAYS, Work, is_passing, run_stage
-from tasks.store import Output, file_digest, stage_key, write_json
+from tasks.machinery.progress import track
+from tasks.machinery.searching import IndexPlace, search
+from tasks.machinery.store import Output, file_digest, stage_key, write_json
+from tasks.runs.run import Run
+from tasks.runs.stage import RETRIES, RETRY_DELAYS, Work, is_passing, run_stage
 
 STAGE_VERSION = 3
 OWN_LICENSE = "the user's own"
@@ -59,7 +59,7 @@ def retrieve(
 @task(name="take_assets", cache_policy=NO_CACHE)
 def take_assets(run: Run, mesh_paths: list[str], limits: MeshLimits, up_axis: UpAxis = "+Y") -> Output:
     """Start from the user's own meshes instead: the paper's enhancement of given 3D data."""
-    from redream.assets import load_mesh
+    from redream.meshes.assets import load_mesh
 
     for path in mesh_paths:
         load_mesh(path, limits, up_axis)  # refuses what is no mesh, with the reason, before anything of it is read here
@@ -90,7 +90,7 @@ def take_assets(run: Run, mesh_paths: list[str], limits: MeshLimits, up_axis: Up
 def fetch_meshes(retrieval: Retrieval, config: DownloadConfig, limits: MeshLimits) -> None:
     """Download what was found and is not there yet; an index of Objaverse names more than anyone keeps."""
     from index_build.download import fetch_mesh
-    from redream.assets import load_mesh
+    from redream.meshes.assets import load_mesh
 
     for neighbor in track(retrieval.neighbors, "retrieve: meshes", len(retrieval.neighbors)):
         fetch_mesh(neighbor.asset.mesh_path, partial(load_mesh, limits=limits), config)
@@ -111,7 +111,7 @@ def mesh_files(path: Path) -> list[Path]:
     path = path.resolve()
     named: list[str] = []
     if path.suffix.lower() in (".glb", ".gltf"):
-        from redream.mesh_files.gltf import named_files
+        from redream.meshes.reading.gltf import named_files
 
         named = [unquote(uri) for uri in named_files(path.read_bytes()) if "\0" not in unquote(uri)]
     elif path.suffix.lower() == ".obj":

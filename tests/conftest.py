@@ -48,7 +48,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def mlflow_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an MLflow database, made once: creating its tables takes seconds."""
-    from tasks.tracking import default_tracking_uri, open_tracking
+    from tasks.tracking.tracker import default_tracking_uri, open_tracking
 
     folder = tmp_path_factory.mktemp("mlflow")
     open_tracking(default_tracking_uri(folder), folder)

@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks.faults import commands, delivered, deployed
 from benchmarks.faults.ground import Ground
 from benchmarks.faults.rows import Row
-from flows.plan import NEEDS
+from flows.requests.plan import NEEDS
 
 FAULTS: dict[str, Callable[[Ground, str], Row]] = {
     **{f"kill-{stage}": partial(commands.killed_in_stage, stage=stage) for stage in NEEDS},

@@ -26,9 +26,9 @@ from benchmarks.faults.ground import (
     wait_until,
 )
 from benchmarks.faults.rows import Row, is_root, problems_after_kill, resume, row_after
-from flows.serving import ask
-from tasks.records import list_runs
-from tasks.store import MANIFEST
+from flows.service.addresses import ask
+from tasks.machinery.store import MANIFEST
+from tasks.runs.records import list_runs
 
 TMPFS_BYTES = 64 * 2**20
 LEFT_BYTES = 700 * 2**10  # less than a distillation's output

@@ -17,8 +17,8 @@ from benchmarks.faults.ground import (
     wait_until,
 )
 from benchmarks.faults.rows import Row, problems_after_kill, resume, row_after
-from tasks.delivery import DELIVERED
-from tasks.records import list_runs, run_folder
+from tasks.results.delivery import DELIVERED
+from tasks.runs.records import list_runs, run_folder
 
 GALLERY = "gallery.html"
 

@@ -12,9 +12,9 @@ import psutil
 
 from benchmarks.faults.ground import PROMPT, SETTINGS, Ground, finished_stages, orphans, repeating, wait_until
 from benchmarks.faults.rows import Row, resume, row_after
-from flows.keeper import RESUMED
-from flows.serving import POOL
-from tasks.records import list_runs
+from flows.service.addresses import POOL
+from flows.service.keeper import RESUMED
+from tasks.runs.records import list_runs
 
 CRASHED_WITHIN = 180.0  # seconds
 RUN_ID = "PREFECT__FLOW_RUN_ID"

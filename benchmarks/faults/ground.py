@@ -24,11 +24,11 @@ from typing import Any
 
 import psutil
 
-from flows.environment import read_serving
-from flows.plan import dependents
-from flows.serving import ask
-from tasks.records import finished_stage, list_runs, read_run
-from tasks.store import MANIFEST, file_digest
+from flows.processes.environment import read_serving
+from flows.requests.plan import dependents
+from flows.service.addresses import ask
+from tasks.machinery.store import MANIFEST, file_digest
+from tasks.runs.records import finished_stage, list_runs, read_run
 
 PROMPT = "a turquoise robot"
 SETTINGS = {"distill.num_steps": 30}
@@ -79,7 +79,7 @@ class Ground:
         self, fault: str, command: Sequence[str], death: Sequence[str] = (), servers: dict[str, str] | None = None
     ) -> subprocess.Popen[bytes]:
         """Start `redream COMMAND`; it kills itself where `death` is given (benchmarks/faults/killed.py)."""
-        module = ["benchmarks.faults.killed", *death] if death else ["flows.cli"]
+        module = ["benchmarks.faults.killed", *death] if death else ["flows.command"]
         environment = {**own_environment(fault), **(self.served.addresses if servers is None else servers)}
         process = subprocess.Popen(
             [sys.executable, "-m", *module, *command],

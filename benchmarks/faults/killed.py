@@ -32,7 +32,7 @@ def main() -> None:
     sys.argv[1:4] = []
     sys.setswitchinterval(1e-4)  # the thread that looks for files must get its turn
     sys.addaudithook(FileDeath(moment, where) if moment in OF_FILES else StageDeath(moment, where, amount))
-    from flows.cli import main as redream
+    from flows.command.app import main as redream
 
     if moment == "checkpoint":
         import tasks.distillation

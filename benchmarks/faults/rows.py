@@ -10,10 +10,10 @@ from typing import Any
 from urllib.parse import urlencode
 
 from benchmarks.faults.ground import MARK, Ground, end, finished_stages, half_written, orphans, weights
-from flows.serving import ask
-from tasks.records import finished_stage, list_runs, read_run
-from tasks.stage import STEPS_FILE
-from tasks.tracking import EXPERIMENT
+from flows.service.addresses import ask
+from tasks.runs.records import finished_stage, list_runs, read_run
+from tasks.runs.stage import STEPS_FILE
+from tasks.tracking.tracker import EXPERIMENT
 
 FIGURE = "distill/grad_norm"
 

@@ -1,8 +1,8 @@
 """The objects of a deployed batch, each as a run of the deployment `generate`: any free worker of the pool takes one.
 
-So more machines are more workers and nothing else. A run that crashes is scheduled again by `flows/keeper.py`; here it
-has crashed once nobody did so for a while. A batch that is resumed itself, or retried in Prefect, finds the runs that
-it asked for before.
+To use more machines, start more workers. The keeper reschedules crashed runs (`flows/service/keeper.py`); we report a
+run as crashed only after it has stayed so for `GIVEN_UP`. A batch that is resumed itself, or retried in Prefect, finds
+the runs that it asked for before.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run as this_run
 from prefect.states import Cancelled, Cancelling, Scheduled
 
-from flows.request import Request
-from tasks.progress import say
-from tasks.slots import NUM_SLOTS
+from flows.requests.request import Request
+from tasks.machinery.progress import say
+from tasks.machinery.slots import NUM_SLOTS
 
 GENERATE = "generate/generate"
 TRIED_AGAIN = "Retried"

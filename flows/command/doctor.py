@@ -14,8 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
-from flows.environment import read_serving
-from flows.serving import (
+from flows.processes.environment import read_serving
+from flows.service.addresses import (
     BATCH_POOL,
     KEEPER_SEEN,
     MLFLOW_SECRETS,
@@ -25,9 +25,9 @@ from flows.serving import (
     has_mlflow_secrets,
     num_workers,
 )
-from redream.config import PRESETS
+from redream.presets import PRESETS
 from redream.weights import MINI_WEIGHTS, weights_path
-from tasks.progress import duration
+from tasks.machinery.progress import duration
 
 GL_TIMEOUT_SECONDS = 60
 KEEPER_SILENT_SECONDS = 120  # it says every half a minute that it lives
@@ -202,7 +202,7 @@ def _check_prefect(api: str) -> list[Finding]:
 def check_keeper(api: str, secret: str = "") -> Finding:
     """Say when the server last heard of the keeper, without which nobody resumes crashed runs."""
     status, variable = ask(f"{api}/variables/name/{KEEPER_SEEN}", secret)
-    remedy = "redream serve starts it again; with servers of your own: python -m flows.keeper"
+    remedy = "redream serve starts it again; with servers of your own: python -m flows.service.keeper"
     if status != 200:
         return Finding(name="keeper", state="missing", found="never seen; crashed runs are not resumed", remedy=remedy)
     seconds = (datetime.now(UTC) - datetime.fromisoformat(variable["value"])).total_seconds()
@@ -217,7 +217,7 @@ def _check_pool(api: str, secret: str, name: str, limit: int) -> list[Finding]:
     if status in (401, 403):
         return [_silent("Prefect", api, status, "PREFECT_API_URL", "PREFECT_API_AUTH_STRING=NAME:PASSWORD")]
     if status != 200:
-        remedy = "redream serve, or python -m flows.keeper, creates it"
+        remedy = "redream serve, or python -m flows.service.keeper, creates it"
         return [Finding(name=f"work pool {name}", state="missing", found="there is none", remedy=remedy)]
     is_paused = bool(pool["is_paused"])
     workers = num_workers(api, secret, name)
@@ -232,7 +232,7 @@ def _check_pool(api: str, secret: str, name: str, limit: int) -> list[Finding]:
             name=f"workers of {name}",
             state="ok" if workers else "missing",
             found=f"{workers} alive",
-            remedy="" if workers else f"python -m flows.worker --pool {name} --limit {limit}",
+            remedy="" if workers else f"python -m flows.service.worker --pool {name} --limit {limit}",
         ),
     ]
 

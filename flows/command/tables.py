@@ -15,14 +15,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from flows.plan import first_unfinished
-from flows.request import DEFAULT_OUT
-from redream.licenses import attribution
-from redream.neighbors import Asset
-from redream.page import visible_text
-from tasks.garbage import Garbage
-from tasks.progress import duration
-from tasks.records import UNFINISHED
+from flows.requests.plan import first_unfinished
+from flows.requests.request import DEFAULT_OUT
+from redream.pages.text import visible_text
+from redream.records import Asset
+from redream.retrieval.licenses import attribution
+from tasks.machinery.progress import duration
+from tasks.runs.garbage import Garbage
+from tasks.runs.records import UNFINISHED
 
 PIPE_WIDTH = 1000  # characters
 ID_CHARS = 32  # what Objaverse's ids have; a file of a folder may have a longer one

@@ -19,7 +19,7 @@ import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
 
-from flows.children import STOPS_WITH_PARENT, stop_with_parent
+from flows.processes.child_processes import STOPS_WITH_PARENT, stop_with_parent
 
 START_SECONDS = 600.0  # it takes 7 on two free cores
 STOP_SECONDS = 10.0
@@ -36,7 +36,7 @@ def start_own_server() -> Callable[[], None]:
         port = free.getsockname()[1]
     said = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the server writes to it
     process = subprocess.Popen(
-        [sys.executable, "-m", "flows.own_server", str(port)],
+        [sys.executable, "-m", "flows.processes.command_server", str(port)],
         stdin=subprocess.PIPE,
         stdout=said,
         stderr=subprocess.STDOUT,

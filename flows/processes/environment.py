@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from flows.own_server import start_own_server
+from flows.processes.command_server import start_own_server
 
 SERVING_FILE = ".serving.json"  # written by `redream serve` while it runs
 CLOCK_SECONDS = 2.0  # by which the system's word on when a process started may change
@@ -32,7 +32,7 @@ QUIET = {
     # Its log lines would tear the progress bars; errors reach the user through the command.
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     "TOKENIZERS_PARALLELISM": "false",  # warns about every later fork otherwise
-    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # seconds; flows/keeper.py takes four missing ones for a death
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # seconds; flows/service/keeper.py takes four missing ones for a death
 }
 LOCAL_SERVER = {
     "PREFECT_SERVER_API_BLOCKS_REGISTER_ON_START": "false",  # no stage uses blocks
@@ -87,7 +87,7 @@ def starting_services(out: Path) -> Iterator[None]:
 
         refresh_global_settings_context()
     yield
-    from tasks.tracking import default_tracking_uri, open_tracking
+    from tasks.tracking.tracker import default_tracking_uri, open_tracking
 
     open_tracking(default_tracking_uri(out), out)
     if wait is not None:

@@ -1,7 +1,7 @@
 """The limits of the flows' parameters, as Prefect's form shows them and its server enforces them.
 
 The server refuses a bad value before a run exists. What it cannot know, such as whether two settings go together,
-`flows/request.py` checks when the flow starts.
+`flows/requests/request.py` checks when the flow starts.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 from pydantic import Field, StringConstraints, TypeAdapter
 
-from flows.plan import NEEDS
-from flows.request import MAX_ASSETS, MAX_PROMPT_CHARS
-from redream.config import PRESETS, Method, RunConfig
+from flows.requests.plan import NEEDS
+from flows.requests.request import MAX_ASSETS, MAX_PROMPT_CHARS
+from redream.presets import PRESETS
+from redream.settings import Method, RunConfig
 
 PresetName = Annotated[str, Field(json_schema_extra={"enum": [*PRESETS]})]
 MethodName = Annotated[str, Field(json_schema_extra={"enum": [*get_args(Method)]})]

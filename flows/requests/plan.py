@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.request import Request, checked_out, checked_request
-from tasks.records import UNFINISHED, read_run
+from flows.requests.request import Request, checked_out, checked_request
+from tasks.runs.records import UNFINISHED, read_run
 
 # In the order of the flow.
 NEEDS: dict[str, tuple[str, ...]] = {

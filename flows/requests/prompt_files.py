@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.request import Request, checked_request
+from flows.requests.request import Request, checked_request
 
 MAX_FILE_BYTES = 16 * 2**20
 MAX_NAMED_LINES = 3

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from redream.config import PRESETS, Method, RunConfig, with_overrides
+from redream.overrides import with_overrides
+from redream.presets import PRESETS
+from redream.settings import Method, RunConfig
 from redream.weights import clip_identity, weights_path
 
 DEFAULT_OUT = os.environ.get("REDREAM_OUT") or "redream-out"

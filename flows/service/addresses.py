@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.environment import DEPLOYED, QUIET, SERVER
+from flows.processes.environment import DEPLOYED, QUIET, SERVER
 
 TAG = "redream"  # of every deployment in prefect.yaml, and of commands' runs
 POOL = "local"

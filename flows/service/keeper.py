@@ -1,4 +1,4 @@
-"""What keeps a Prefect server in order for redream: `python -m flows.keeper`, one for each server.
+"""What keeps a Prefect server in order for redream: `python -m flows.service.keeper`, one for each server.
 
 It creates the work pools, the deployments and an automation, and then looks after runs whose process or machine died:
 
@@ -32,16 +32,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.environment import QUIET
-from flows.serving import BATCH_POOL, KEEPER_SEEN, POOL, TAG
-from flows.worker import STOPPED
+from flows.processes.environment import QUIET
+from flows.service.addresses import BATCH_POOL, KEEPER_SEEN, POOL, TAG
+from flows.service.worker import STOPPED
 
 if TYPE_CHECKING:
     from prefect.automations import Automation
     from prefect.client.orchestration import PrefectClient
     from prefect.client.schemas.objects import FlowRun
 
-PROJECT = Path(__file__).parents[1]
+PROJECT = Path(__file__).parents[2]
 UNDER_WAY = ("RUNNING", "CANCELLING")
 HEARTBEAT = "prefect.flow-run.heartbeat"
 AUTOMATION = "redream: runs that fell silent are crashed"
@@ -60,7 +60,9 @@ SAY_EVERY_LOOKS = 6
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m flows.keeper", description=(__doc__ or "").partition(":")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.service.keeper", description=(__doc__ or "").partition(":")[0]
+    )
     parser.add_argument("--max-resumes", type=int, default=3, help="attempts after crashes, for each run")
     asked = parser.parse_args()
     if "PREFECT_API_URL" not in os.environ:
@@ -166,7 +168,7 @@ def silence_automation() -> Automation:
     ends = ("Completed", "Failed", "Cancelled", "Crashed")
     return Automation(
         name=AUTOMATION,
-        description="Its process or its machine died. python -m flows.keeper schedules it again.",
+        description="Its process or its machine died. python -m flows.service.keeper schedules it again.",
         trigger=EventTrigger(
             posture=Posture.Proactive,
             after={HEARTBEAT},
@@ -216,7 +218,7 @@ async def reconcile(client: PrefectClient, max_resumes: int, now: datetime) -> l
             done.append(f"{run.name}: no worker started it")
     for run in await _runs_in(client, "CANCELLED", now, [BATCH_POOL]):
         if _age(run, now) < JUST_CANCELLED:
-            from flows.submitted import cancel_objects
+            from flows.batches.on_workers import cancel_objects
 
             await asyncio.to_thread(cancel_objects, run.id)
     crashed = [run for run in await _runs_in(client, "CRASHED", now) if RESUME_DELAY <= _age(run, now) < _limit(run)]

@@ -1,7 +1,7 @@
 """What one person needs on one machine, as `redream serve` starts, watches and stops it.
 
-A Prefect server, an MLflow server, the keeper (pools, deployments, crashed runs: flows/keeper.py) and two workers
-(flows/worker.py: one makes objects, one holds batches that wait for theirs), each a process of its own with a log in
+A Prefect server, an MLflow server, the keeper (`keeper.py`: pools, deployments, crashed runs) and two workers
+(`worker.py`: one makes objects, one holds batches that wait for theirs), each in its own process with a log in
 `<out>/logs`. One that dies is started again. On the first Ctrl-C or SIGTERM batches end, the other worker lets its runs
 finish, then everything stops; on the second its runs are ended at once. What was ended continues after the next start.
 """
@@ -24,8 +24,8 @@ from typing import IO
 import psutil
 from filelock import FileLock, Timeout
 
-from flows.environment import SERVING_FILE
-from flows.serving import (
+from flows.processes.environment import SERVING_FILE
+from flows.service.addresses import (
     BATCH_POOL,
     POOL,
     PREFECT_SECRET,
@@ -36,7 +36,7 @@ from flows.serving import (
     num_workers,
     serving_environment,
 )
-from tasks.store import write_json
+from tasks.machinery.store import write_json
 
 START_SECONDS = 300  # on a busy machine with a new database; each takes 5 to 30 otherwise
 END_SECONDS = 15
@@ -168,17 +168,17 @@ def services(asked: Serving, environment: Mapping[str, str]) -> list[Service]:
         ),
         Service(
             name="keeper",
-            command=[python, "-m", "flows.keeper", "--max-resumes", str(asked.max_resumes)],
+            command=[python, "-m", "flows.service.keeper", "--max-resumes", str(asked.max_resumes)],
             answers=lambda: ask(f"{asked.prefect_api}/deployments/name/evaluate/evaluate", secret)[0] == 200,
         ),
         Service(
             name="worker",
-            command=[python, "-m", "flows.worker", "--pool", POOL, "--limit", str(asked.limit)],
+            command=[python, "-m", "flows.service.worker", "--pool", POOL, "--limit", str(asked.limit)],
             answers=lambda: num_workers(asked.prefect_api, secret) > 0,
         ),
         Service(
             name="batches",
-            command=[python, "-m", "flows.worker", "--pool", BATCH_POOL, "--limit", str(MAX_BATCHES)],
+            command=[python, "-m", "flows.service.worker", "--pool", BATCH_POOL, "--limit", str(MAX_BATCHES)],
             answers=lambda: num_workers(asked.prefect_api, secret, BATCH_POOL) > 0,
         ),
     ]
@@ -218,7 +218,10 @@ def _start_all(supervisor: Supervisor, asked: Serving, say: Callable[[str], None
 
 def _runs_address(asked: Serving) -> str:
     """Create the project's experiment, and return where MLflow lists its runs."""
-    from tasks.tracking import Tracking, runs_address  # importing mlflow takes seconds, in which nothing would start
+    from tasks.tracking.tracker import (  # importing mlflow takes seconds, in which nothing would start
+        Tracking,
+        runs_address,
+    )
 
     artifacts = str(asked.out / "mlartifacts") if keeps_artifacts_in_a_folder(os.environ) else ""
     return runs_address(asked.mlflow_url, Tracking(uri=asked.mlflow_url, artifacts=artifacts, spool=""))

@@ -1,8 +1,8 @@
-"""A process worker that stops as one wants it to: `python -m flows.worker --pool local --limit 1`.
+"""A process worker that stops as one wants it to: `python -m flows.service.worker --pool local --limit 1`.
 
 Prefect's own worker kills its runs when it is told to stop, and leaves them `Running` for ever. This one, on the first
 SIGTERM or Ctrl-C, takes nothing new and lets its runs finish; on the second it ends them and says so to the server,
-where `flows/keeper.py` schedules them again. Everything else is Prefect's.
+where `flows/service/keeper.py` schedules them again. Everything else is Prefect's.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from uuid import UUID
 
 import psutil
 
-from flows.environment import prepare_worker
-from flows.request import DEFAULT_OUT, checked_out
+from flows.processes.environment import prepare_worker
+from flows.requests.request import DEFAULT_OUT, checked_out
 
 if TYPE_CHECKING:
     from prefect.workers.process import ProcessWorker
@@ -31,7 +31,9 @@ STOPPED = "The worker was stopped; another attempt continues from the last check
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m flows.worker", description=(__doc__ or "").partition(":")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.service.worker", description=(__doc__ or "").partition(":")[0]
+    )
     parser.add_argument("--pool", default="local", help="work pool of the Prefect server at PREFECT_API_URL")
     parser.add_argument("--limit", type=int, default=1, help="runs at a time; 0 for one more than may train")
     parser.add_argument("--name", default=f"{socket.gethostname()}-{os.getpid()}")
@@ -51,8 +53,8 @@ def main() -> None:
 
 def one_more_than_may_train() -> int:
     """Return how many runs keep the machine's GPUs busy: while one trains, the next one's first stages need none."""
-    from tasks.slots import asked_slots
-    from tasks.stage import default_slots
+    from tasks.machinery.slots import asked_slots
+    from tasks.runs.stage import default_slots
 
     return (asked_slots() or default_slots()) + 1
 

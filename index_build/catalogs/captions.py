@@ -17,7 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
-from redream.neighbors import UpAxis
+from redream.records import UpAxis
 
 MAX_CAPTION = 1_000  # characters; CLIP reads 77 tokens, longer captions are cut
 MAX_ROW_BYTES = 65_536

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
-from index_build.gltf_head import gltf_json
-from redream.neighbors import Asset
+from index_build.catalogs.gltf_head import gltf_json
+from redream.records import Asset
 
 SETTLED_NS = 2_000_000_000
 MAX_NAMED = 1_000  # files that one file may name

@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from index_build.captions import CaptionRow, clean_text, read_captions
-from index_build.catalog import Catalog, allowed_assets
-from index_build.digests import FileDigest
-from index_build.gltf_head import gltf_json
-from redream.mesh_files.reader import SUFFIXES
-from redream.neighbors import Asset, UpAxis
+from index_build.catalogs.captions import CaptionRow, clean_text, read_captions
+from index_build.catalogs.catalog import Catalog, allowed_assets
+from index_build.catalogs.digests import FileDigest
+from index_build.catalogs.gltf_head import gltf_json
+from redream.meshes.reading.reader import SUFFIXES
+from redream.records import Asset, UpAxis
 
 # File names that say nothing, as Sketchfab's and Blender's exports have them; the folder's name then speaks.
 _BLANK_NAMES = {"scene", "model", "mesh", "object", "untitled", "source", "output", "export"}

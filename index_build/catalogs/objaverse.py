@@ -21,12 +21,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from index_build.captions import read_captions
-from index_build.catalog import Catalog, license_reason
-from index_build.objaverse_objects import object_path, read_objects
-from redream.config import DownloadConfig
-from redream.licenses import is_allowed
-from redream.neighbors import Asset
+from index_build.catalogs.captions import read_captions
+from index_build.catalogs.catalog import Catalog, license_reason
+from index_build.catalogs.objaverse_objects import object_path, read_objects
+from redream.records import Asset
+from redream.retrieval.licenses import is_allowed
+from redream.settings import DownloadConfig
 
 CAPTION_FILE = "Cap3D_automated_Objaverse_full.csv"
 BATCH = 65_536  # rows

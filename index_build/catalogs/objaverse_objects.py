@@ -19,9 +19,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from index_build.captions import clean_text
+from index_build.catalogs.captions import clean_text
 from index_build.download import DownloadError, PassingError, fetch_file, is_object_path
-from redream.config import DownloadConfig
+from redream.settings import DownloadConfig
 
 logger = logging.getLogger(__name__)
 

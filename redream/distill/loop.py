@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from redream.cameras import Camera, camera_rays, sample_cameras
-from redream.config import CameraConfig, DistillConfig, FieldConfig
 from redream.distill.asset_velocity import asset_energy
 from redream.distill.delta import delta_gradient, is_delta_step
 from redream.distill.loss import opacity_entropy, sparsity, specify_gradient
@@ -40,6 +39,7 @@ from redream.prior.prompts import PromptEmbeds, camera_views
 from redream.prior.stable_diffusion import VARIATIONAL, StableDiffusionPrior
 from redream.render.mesh import AssetViews
 from redream.render.volume import step_length
+from redream.settings import CameraConfig, DistillConfig, FieldConfig
 
 
 class NonFiniteLoss(FloatingPointError):

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from redream.cameras import Camera
-from redream.config import FieldConfig
 from redream.field.occupancy import OccupancyGrid
 from redream.field.radiance_field import RadianceField
 from redream.images import Rendering
 from redream.render.volume import render_camera
+from redream.settings import FieldConfig
 
 CHECKPOINT = "state.pt"
 

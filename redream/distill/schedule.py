@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from redream.config import DistillConfig
+from redream.settings import DistillConfig
 
 
 def sample_timesteps(

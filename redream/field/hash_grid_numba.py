@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
-from redream.field.hash_grid import HASH_PRIMES, GridLevel
+from redream.field.grid_levels import HASH_PRIMES, GridLevel
 
 MIN_POINTS_PER_THREAD = 4096  # below, starting a thread costs more than it saves
 PRIME_Y, PRIME_Z = np.uint64(HASH_PRIMES[1]), np.uint64(HASH_PRIMES[2])

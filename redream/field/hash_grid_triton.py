@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from redream.field.hash_grid import HASH_PRIMES, GridLevel
+from redream.field.grid_levels import HASH_PRIMES, GridLevel
 
 BLOCK = 256  # points per program
 PRIME_Y, PRIME_Z = tl.constexpr(HASH_PRIMES[1]), tl.constexpr(HASH_PRIMES[2])

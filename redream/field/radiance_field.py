@@ -19,8 +19,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from redream.config import FieldConfig
 from redream.field.hash_grid import HashGrid
+from redream.settings import FieldConfig
 
 BACKGROUND_HIDDEN_DIM = 16  # threestudio's neural environment map: two hidden layers of 16
 

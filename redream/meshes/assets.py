@@ -18,11 +18,11 @@ import numpy as np
 import trimesh
 from jaxtyping import Float
 
-from redream.config import MeshLimits
-from redream.mesh_files.apart import read_mesh_apart
-from redream.mesh_files.refusal import AssetError as AssetError  # what `load_mesh` raises
-from redream.neighbors import Asset, UpAxis
-from redream.scenes import scene_of, scene_parts, scene_vertices
+from redream.meshes.reading.client import read_mesh_isolated
+from redream.meshes.reading.refusal import AssetError as AssetError  # what `load_mesh` raises
+from redream.meshes.scenes import scene_of, scene_parts, scene_vertices
+from redream.records import Asset, UpAxis
+from redream.settings import MeshLimits
 
 DEFAULT_LIMITS = MeshLimits()
 
@@ -32,7 +32,7 @@ def load_mesh(path: str | Path, limits: MeshLimits = DEFAULT_LIMITS, up_axis: Up
 
     With `up_axis="+Z"`, for files whose author ignored glTF's axes, the file's axes are taken for the world's.
     """
-    return read_mesh_apart(Path(path), limits, up_axis)
+    return read_mesh_isolated(Path(path), limits, up_axis)
 
 
 def load_asset(asset: Asset, limits: MeshLimits = DEFAULT_LIMITS) -> trimesh.Scene:

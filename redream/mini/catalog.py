@@ -23,8 +23,8 @@ import trimesh
 from jaxtyping import Float, Int, UInt8
 from trimesh.visual.color import ColorVisuals
 
-from redream.mini import shapes
-from redream.mini.shapes import Part, Rgb
+from redream.mini.shapes import characters, household, plants, vehicles
+from redream.mini.shapes.primitives import Part, Rgb
 
 OBJECT_RADIUS = 0.5
 LICENSE = "CC0-1.0"
@@ -54,41 +54,59 @@ class ColorInfo:
 
 _CATEGORIES = (
     CategoryInfo(
-        "car", ("car", "automobile"), True, ("black wheels", "round headlights", "a dark windscreen"), shapes.car
+        "car", ("car", "automobile"), True, ("black wheels", "round headlights", "a dark windscreen"), vehicles.car
     ),
-    CategoryInfo("bus", ("bus", "coach"), True, ("black wheels", "a row of windows", "a big windscreen"), shapes.bus),
-    CategoryInfo("truck", ("truck", "lorry"), True, ("a large cargo box", "six wheels", "a small cab"), shapes.truck),
+    CategoryInfo("bus", ("bus", "coach"), True, ("black wheels", "a row of windows", "a big windscreen"), vehicles.bus),
+    CategoryInfo("truck", ("truck", "lorry"), True, ("a large cargo box", "six wheels", "a small cab"), vehicles.truck),
     CategoryInfo(
-        "airplane", ("airplane", "plane", "aircraft"), True, ("two wings", "a propeller", "a tail fin"), shapes.airplane
+        "airplane",
+        ("airplane", "plane", "aircraft"),
+        True,
+        ("two wings", "a propeller", "a tail fin"),
+        vehicles.airplane,
     ),
     CategoryInfo(
-        "boat", ("boat", "sailing boat", "sailboat"), True, ("a tall mast", "two sails", "a white cabin"), shapes.boat
+        "boat", ("boat", "sailing boat", "sailboat"), True, ("a tall mast", "two sails", "a white cabin"), vehicles.boat
     ),
-    CategoryInfo("chair", ("chair",), True, ("four brown legs", "a soft seat cushion", "wooden legs"), shapes.chair),
-    CategoryInfo("sofa", ("sofa", "couch"), True, ("soft cushions", "two armrests", "short brown legs"), shapes.sofa),
-    CategoryInfo("house", ("house", "cottage"), True, ("a brown door", "a chimney", "a pitched roof"), shapes.house),
+    CategoryInfo("chair", ("chair",), True, ("four brown legs", "a soft seat cushion", "wooden legs"), household.chair),
     CategoryInfo(
-        "robot", ("robot", "android"), True, ("big round eyes", "grey arms", "a white chest panel"), shapes.robot
+        "sofa", ("sofa", "couch"), True, ("soft cushions", "two armrests", "short brown legs"), household.sofa
     ),
-    CategoryInfo("dog", ("dog", "puppy"), True, ("floppy ears", "a black nose", "a curved tail"), shapes.dog),
-    CategoryInfo("duck", ("duck", "duckling"), True, ("an orange beak", "folded wings", "orange feet"), shapes.duck),
-    CategoryInfo("fish", ("fish",), True, ("a forked tail", "big round eyes", "fins"), shapes.fish),
-    CategoryInfo("owl", ("owl",), True, ("huge round eyes", "pointed ear tufts", "a small orange beak"), shapes.owl),
-    CategoryInfo("elephant", ("elephant",), True, ("a long trunk", "big ears", "white tusks"), shapes.elephant),
-    CategoryInfo("teapot", ("teapot", "tea pot"), True, ("a spout", "a curved handle", "a knobbed lid"), shapes.teapot),
-    CategoryInfo("clock", ("clock", "alarm clock"), True, ("a white dial", "two bells", "black hands"), shapes.clock),
+    CategoryInfo("house", ("house", "cottage"), True, ("a brown door", "a chimney", "a pitched roof"), household.house),
     CategoryInfo(
-        "television", ("television", "tv"), True, ("a dark screen", "two antennas", "round knobs"), shapes.television
+        "robot", ("robot", "android"), True, ("big round eyes", "grey arms", "a white chest panel"), characters.robot
     ),
-    CategoryInfo("snail", ("snail",), True, ("a spiral shell", "eyes on stalks", "a cream body"), shapes.snail),
-    CategoryInfo("penguin", ("penguin",), True, ("a white belly", "an orange beak", "two flippers"), shapes.penguin),
-    CategoryInfo("rabbit", ("rabbit", "bunny"), True, ("long ears", "a white tail", "a white belly"), shapes.rabbit),
-    CategoryInfo("tree", ("tree",), False, ("a brown trunk", "thick foliage", "a full crown"), shapes.tree),
-    CategoryInfo("table", ("table",), False, ("four legs", "a square top", "a thick top"), shapes.table),
+    CategoryInfo("dog", ("dog", "puppy"), True, ("floppy ears", "a black nose", "a curved tail"), characters.dog),
     CategoryInfo(
-        "mushroom", ("mushroom", "toadstool"), False, ("white spots", "a pale stem", "a domed cap"), shapes.mushroom
+        "duck", ("duck", "duckling"), True, ("an orange beak", "folded wings", "orange feet"), characters.duck
     ),
-    CategoryInfo("vase", ("vase", "pot"), False, ("a narrow neck", "a pale band", "a round belly"), shapes.vase),
+    CategoryInfo("fish", ("fish",), True, ("a forked tail", "big round eyes", "fins"), characters.fish),
+    CategoryInfo(
+        "owl", ("owl",), True, ("huge round eyes", "pointed ear tufts", "a small orange beak"), characters.owl
+    ),
+    CategoryInfo("elephant", ("elephant",), True, ("a long trunk", "big ears", "white tusks"), characters.elephant),
+    CategoryInfo(
+        "teapot", ("teapot", "tea pot"), True, ("a spout", "a curved handle", "a knobbed lid"), household.teapot
+    ),
+    CategoryInfo(
+        "clock", ("clock", "alarm clock"), True, ("a white dial", "two bells", "black hands"), household.clock
+    ),
+    CategoryInfo(
+        "television", ("television", "tv"), True, ("a dark screen", "two antennas", "round knobs"), household.television
+    ),
+    CategoryInfo("snail", ("snail",), True, ("a spiral shell", "eyes on stalks", "a cream body"), characters.snail),
+    CategoryInfo(
+        "penguin", ("penguin",), True, ("a white belly", "an orange beak", "two flippers"), characters.penguin
+    ),
+    CategoryInfo(
+        "rabbit", ("rabbit", "bunny"), True, ("long ears", "a white tail", "a white belly"), characters.rabbit
+    ),
+    CategoryInfo("tree", ("tree",), False, ("a brown trunk", "thick foliage", "a full crown"), plants.tree),
+    CategoryInfo("table", ("table",), False, ("four legs", "a square top", "a thick top"), household.table),
+    CategoryInfo(
+        "mushroom", ("mushroom", "toadstool"), False, ("white spots", "a pale stem", "a domed cap"), plants.mushroom
+    ),
+    CategoryInfo("vase", ("vase", "pot"), False, ("a narrow neck", "a pale band", "a round belly"), household.vase),
 )
 CATEGORIES: dict[str, CategoryInfo] = {info.name: info for info in _CATEGORIES}
 

@@ -19,10 +19,10 @@ from jaxtyping import Float, Int, UInt8
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from redream.assets import load_mesh, normalize_mesh
 from redream.cameras import camera_angles, sample_cameras, view_name
-from redream.config import mini
+from redream.meshes.assets import load_mesh, normalize_mesh
 from redream.mini.catalog import CATEGORIES, COLORS, glb_bytes, make_mesh
+from redream.presets import mini
 from redream.render.mesh import render_mesh
 
 NUM_VARIANTS = 16  # meshes of each (category, colour) pair

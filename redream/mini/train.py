@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 
 from redream.mini.dataset import load_renders, render_dataset
-from redream.mini.train_clip import train_clip
-from redream.mini.train_perceptual import train_perceptual
-from redream.mini.train_prior import train_prior
-from redream.mini.training import TrainStep
+from redream.mini.training.clip import train_clip
+from redream.mini.training.loop import TrainStep
+from redream.mini.training.perceptual import train_perceptual
+from redream.mini.training.prior import train_prior
 from redream.weights import MINI_WEIGHTS
 
 NUM_STEPS = {

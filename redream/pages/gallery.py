@@ -1,6 +1,6 @@
 """The page of a batch: a picture, the figures and a link for each object, and when each stage ran, in one HTML file.
 
-As with a run's page (`redream.page`): everything is embedded, every text is escaped, and nothing is fetched.
+As with a run's page (`redream.pages.page`): everything is embedded, every text is escaped, and nothing is fetched.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from redream.page import FOLDER, page_environment, source_hash
+from redream.pages.page import FOLDER, page_environment, source_hash
 
 MAX_LANES = 60  # of the timeline
 

@@ -2,7 +2,7 @@
 
 Mesh, video and pictures are embedded in base64, charts are inline SVG, the 3D viewer is `viewer.js`. Prompts and
 captions come from strangers: Jinja escapes every value, invisible characters that reorder or hide text are made visible
-(`visible_text`), and the page's content security policy allows no request and only the one script whose hash it names.
+(`text.py`), and the page's content security policy allows no request and only the one script whose hash it names.
 Content is plain values and bytes, so that anything can make a page: a flow, a test, a notebook.
 """
 
@@ -13,7 +13,6 @@ import hashlib
 import math
 import os
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -22,6 +21,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+
+from redream.pages.text import visible_text
 
 FOLDER = Path(__file__).parent
 MAX_CURVE_POINTS = 400
@@ -131,14 +132,6 @@ def render_page(content: PageContent) -> str:
     )
 
 
-def visible_text(text: str) -> str:
-    """Replace control characters, bidirectional overrides and other invisible tricks by U+FFFD.
-
-    Letters of every script, joiners within words and emoji, tabs and line breaks stay.
-    """
-    return "".join("\N{REPLACEMENT CHARACTER}" if _is_trick(character) else character for character in text)
-
-
 def line_chart(
     steps: Sequence[int] | Sequence[float], values: Sequence[float], width: int = 320, height: int = 120
 ) -> Chart | None:
@@ -183,15 +176,6 @@ def page_environment() -> Environment:
 
 def _visible_value(value: Any) -> Any:
     return value if isinstance(value, Markup) else visible_text(str(value))
-
-
-def _is_trick(character: str) -> bool:
-    category = unicodedata.category(character)
-    if category == "Cc":
-        return character not in "\t\n\r"
-    # Cs: lone surrogates, which no file can hold. Zl, Zp: line breaks outside of markup. Cf: bidirectional controls,
-    # byte-order marks, tag characters, ...; the two joiners are part of ordinary writing.
-    return category in ("Cs", "Zl", "Zp") or (category == "Cf" and character not in "\u200c\u200d\u00ad")
 
 
 def source_hash(text: str) -> str:

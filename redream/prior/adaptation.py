@@ -17,11 +17,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from redream.config import AdaptationConfig, CameraConfig
 from redream.images import composite, to_images
 from redream.prior.prompts import VIEW_NAMES, ViewPrefixes, camera_views
 from redream.prior.stable_diffusion import ADAPTER, StableDiffusionPrior, sample_images
 from redream.render.mesh import AssetViews
+from redream.settings import AdaptationConfig, CameraConfig
 
 ENCODE_BATCH = 8  # views per pass through the codec
 HELD_OUT_T = (0.1, 0.3, 0.5, 0.7, 0.9)  # shares of the timesteps at which each held-out view is looked at

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from redream.cameras import Camera, camera_angles, view_name
-from redream.config import CameraConfig
+from redream.settings import CameraConfig
 
 VIEW_NAMES = ("front", "side", "back", "overhead")
 

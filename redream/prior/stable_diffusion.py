@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from redream.cameras import Camera
-from redream.config import PriorConfig
 from redream.prior import patch_codec
 from redream.prior.guidance import classifier_free_guidance
 from redream.prior.prompts import VIEW_NAMES, PromptEmbeds, ViewPrefixes, embed_prompts
+from redream.settings import PriorConfig
 from redream.weights import weights_path
 
 ADAPTER, VARIATIONAL = "adapter", "variational"

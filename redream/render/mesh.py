@@ -40,7 +40,7 @@ with suppress(ImportError):  # Triton is not for every platform
 from redream.cameras import Camera, camera_rays
 from redream.colors import srgb_to_linear
 from redream.images import Rendering, composite, image_grid, save_png
-from redream.scenes import scene_parts
+from redream.meshes.scenes import scene_parts
 
 AMBIENT = 0.45  # share of the light that comes from everywhere; the rest comes from beside the camera
 CREASE_DEG = 35.0  # where a file brings no normals, edges sharper than this stay edges

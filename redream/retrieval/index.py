@@ -16,7 +16,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from redream.index_files import (
+from redream.records import Neighbor, Retrieval
+from redream.retrieval.index_files import (
     ASSET_SCHEMA,
     AssetRows,
     IndexManifest,
@@ -26,8 +27,7 @@ from redream.index_files import (
     read_table,
     read_vectors,
 )
-from redream.neighbors import Neighbor, Retrieval
-from redream.text_recall import allowed_nearest, open_recall
+from redream.retrieval.text_recall import allowed_nearest, open_recall
 
 
 @runtime_checkable

@@ -29,8 +29,8 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float16
 
-from redream.neighbors import Asset
-from redream.text_recall import EXACT, SCANN_FILES, read_array
+from redream.records import Asset
+from redream.retrieval.text_recall import EXACT, SCANN_FILES, read_array
 
 FORMAT_VERSION = 3
 MANIFEST = "manifest.json"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from redream.neighbors import Asset
+from redream.records import Asset
 
 UNKNOWN = "unknown"  # no licence is stated, or none that is listed here
 

@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from redream.config import RetrievalConfig
-from tasks.progress import waiting
-from tasks.slots import choose_device
+from redream.settings import RetrievalConfig
+from tasks.machinery.progress import waiting
+from tasks.machinery.slots import choose_device
 
 if TYPE_CHECKING:
-    from redream.retrieval import Retrieval, TextEncoder
+    from redream.retrieval.index import Retrieval, TextEncoder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +27,7 @@ class IndexPlace:
 
 def given_index(index_dir: str) -> IndexPlace:
     """Return an index that the user names."""
-    from redream.index_files import read_manifest
+    from redream.retrieval.index_files import read_manifest
 
     manifest = read_manifest(Path(index_dir))
     return IndexPlace(
@@ -40,8 +40,8 @@ def given_index(index_dir: str) -> IndexPlace:
 
 def search(index: IndexPlace, prompt: str, config: RetrievalConfig) -> Retrieval:
     """Open an index and ask it."""
-    from redream.licenses import check_licenses, is_allowed
-    from redream.retrieval import AssetIndex
+    from redream.retrieval.index import AssetIndex
+    from redream.retrieval.licenses import check_licenses, is_allowed
 
     check_licenses(config.licenses)
     with waiting("opening the index"):
@@ -54,7 +54,7 @@ def search(index: IndexPlace, prompt: str, config: RetrievalConfig) -> Retrieval
 
 
 def _text_encoder(clip_model: str) -> TextEncoder:
-    from redream.text_tower import open_text_tower
+    from redream.retrieval.text_tower import open_text_tower
 
     tower = open_text_tower(clip_model)
     if tower is not None:

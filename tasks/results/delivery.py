@@ -11,17 +11,18 @@ import shutil
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from redream.config import RunConfig, flatten
+from redream.overrides import flatten
+from redream.settings import RunConfig
 from tasks.evaluation import load_reports, sheet_name
 from tasks.exporting import MESH, POSTER, TURNTABLE, thumbnail
+from tasks.machinery.store import Output
 from tasks.orientation import load_aligned
-from tasks.runs import PICTURE, Run, record_result
-from tasks.stage import STEPS_FILE
-from tasks.store import Output
-from tasks.tracking import Tracker
+from tasks.runs.run import PICTURE, Run, record_result
+from tasks.runs.stage import STEPS_FILE
+from tasks.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
-    from redream.page import PageContent, PageCurve, PageMetric, PageSamples
+    from redream.pages.page import PageContent, PageCurve, PageMetric, PageSamples
 
 PAGE = "page.html"
 DELIVERED = (PAGE, PICTURE, TURNTABLE, MESH)
@@ -66,7 +67,7 @@ class Made:
 
 def deliver(run: Run, outputs: Outputs, config: RunConfig) -> Made:
     """Write the page, copy what a person opens into the run's folder, and close the run's record with its figures."""
-    from redream.page import write_page
+    from redream.pages.page import write_page
 
     write_page(run.folder / PAGE, _page(run, outputs, config))
     made = {name: outputs.exported.path(name) for name in (TURNTABLE, MESH)}
@@ -106,7 +107,7 @@ def _neighbors(outputs: Outputs) -> list[dict[str, Any]]:
 
 
 def _page(run: Run, outputs: Outputs, config: RunConfig) -> PageContent:
-    from redream.page import PageContent, PageNeighbor
+    from redream.pages.page import PageContent, PageNeighbor
 
     neighbors = []
     for number, entry in enumerate(_neighbors(outputs)):
@@ -140,7 +141,7 @@ def _page(run: Run, outputs: Outputs, config: RunConfig) -> PageContent:
 
 
 def _page_metrics(outputs: Outputs) -> list[PageMetric]:
-    from redream.page import PageMetric
+    from redream.pages.page import PageMetric
 
     metrics = []
     reports = load_reports(outputs.report)
@@ -181,7 +182,7 @@ def _page_metrics(outputs: Outputs) -> list[PageMetric]:
 
 def _curves(outputs: Outputs) -> list[PageCurve]:
     """Return every loss that a loop recorded, over its steps."""
-    from redream.page import PageCurve
+    from redream.pages.page import PageCurve
 
     curves = []
     for output in outputs.present().values():
@@ -196,7 +197,7 @@ def _curves(outputs: Outputs) -> list[PageCurve]:
 
 
 def _samples(outputs: Outputs) -> list[PageSamples]:
-    from redream.page import PageSamples
+    from redream.pages.page import PageSamples
 
     if outputs.adapter is None:
         return []

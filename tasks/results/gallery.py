@@ -8,10 +8,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from redream.gallery import GalleryItem, StageSpan
+from redream.pages.gallery import GalleryItem, StageSpan
 from tasks.evaluation import sheet_name
-from tasks.notes import as_text, data_url
-from tasks.records import finished_stage
+from tasks.runs.records import finished_stage
+from tasks.tracking.run_description import as_text, data_url
 
 THUMBNAIL_SIZE = 192  # pixels
 MAX_PICTURES = 60  # in an artifact of Prefect's, which is one text

@@ -9,14 +9,14 @@ from httpx import HTTPError
 from PIL import Image
 from prefect.artifacts import create_image_artifact, create_markdown_artifact
 
-from redream.page import visible_text
-from tasks.delivery import Made
+from redream.pages.text import visible_text
 from tasks.evaluation import sheet_name
-from tasks.notes import as_text, data_url, run_note
-from tasks.progress import say
-from tasks.runs import Run
-from tasks.store import Output
-from tasks.tracking import run_address
+from tasks.machinery.progress import say
+from tasks.machinery.store import Output
+from tasks.results.delivery import Made
+from tasks.runs.run import Run
+from tasks.tracking.run_description import as_text, data_url, run_note
+from tasks.tracking.tracker import run_address
 
 ORBIT, RESULT = "orbit", "result"  # keys of the artifacts
 

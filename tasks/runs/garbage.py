@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from tasks.records import list_runs
+from tasks.runs.records import list_runs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from tasks.store import Output, read_output
+from tasks.machinery.store import Output, read_output
 
 ALIVE_LOCK = ".alive.lock"
 UNFINISHED = ("failed", "stopped", "crashed")

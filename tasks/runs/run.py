@@ -25,12 +25,13 @@ from typing import Any
 from filelock import FileLock
 from prefect.runtime import flow_run
 
-from redream.config import RunConfig, flatten
-from tasks.notes import comparison, picture_and_files, run_note
-from tasks.progress import stop_requested
-from tasks.records import ALIVE_LOCK, as_crashed, list_runs, run_folder
-from tasks.store import Output, StageKey, Store, write_json
-from tasks.tracking import LOCAL, Tracker, Tracking, default_tracking_uri, new_local_id, open_tracking
+from redream.overrides import flatten
+from redream.settings import RunConfig
+from tasks.machinery.progress import stop_requested
+from tasks.machinery.store import Output, StageKey, Store, write_json
+from tasks.runs.records import ALIVE_LOCK, as_crashed, list_runs, run_folder
+from tasks.tracking.run_description import comparison, picture_and_files, run_note
+from tasks.tracking.tracker import LOCAL, Tracker, Tracking, default_tracking_uri, new_local_id, open_tracking
 
 PICTURE = "orbit.png"  # of a run that made an object, in the run's folder
 

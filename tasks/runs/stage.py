@@ -24,11 +24,11 @@ from prefect import Task
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed
 
-from tasks.progress import duration, raise_if_stopped, say, track
-from tasks.runs import Run, record_failure, record_stage, record_start
-from tasks.slots import asked_slots, gpu_slot, slots_folder
-from tasks.store import Output, StageKey, salted
-from tasks.tracking import Tracker
+from tasks.machinery.progress import duration, raise_if_stopped, say, track
+from tasks.machinery.slots import asked_slots, gpu_slot, slots_folder
+from tasks.machinery.store import Output, StageKey, salted
+from tasks.runs.run import Run, record_failure, record_stage, record_start
+from tasks.tracking.tracker import Tracker
 
 RETRIES = 2
 RETRY_DELAYS = [10.0, 60.0]  # seconds

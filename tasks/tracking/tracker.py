@@ -3,9 +3,9 @@
 One parent run per prompt, one nested run per stage and attempt. By default MLflow writes to SQLite beside the runs, so
 that no server is needed; `MLFLOW_TRACKING_URI` names another. Nothing is pickled, nothing phones home.
 
-Whatever a stage logs goes into an outbox on disk (`tasks.spool`), from where one thread per process delivers it in
-order. So a server that is dead or hangs delays nobody but that thread: a stage waits `START_PATIENCE` for the id of its
-run and `FINISH_PATIENCE` for its last figures, and not even that once the server is known to be away. What could not be
+Whatever a stage logs goes into an outbox on disk (`spool.py`), from where one thread per process delivers it in order.
+So a server that is dead or hangs delays nobody but that thread: a stage waits `START_PATIENCE` for the id of its run
+and `FINISH_PATIENCE` for its last figures, and not even that once the server is known to be away. What could not be
 delivered is delivered by the next command that tracks anything, or by `redream sync`. A run that MLflow does not know
 yet is called by a local id, which its tag `redream.local_id` keeps.
 """
@@ -37,7 +37,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from tasks.spool import Outbox, attachment, leftovers, read_event, remove
+from tasks.tracking.spool import Outbox, attachment, leftovers, read_event, remove
 
 EXPERIMENT = "redream"
 PAGES = "REDREAM_MLFLOW_PAGES"  # where browsers reach MLflow, if elsewhere than this process does

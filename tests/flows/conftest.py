@@ -14,10 +14,10 @@ import trimesh
 from index_build.build import build_index
 from index_build.views import RenderedViews
 from redream.clip import Clip
-from redream.config import smoke
 from redream.metrics.perceptual import PerceptualConfig, PerceptualNet
-from redream.neighbors import Asset
-from tasks.tracking import default_tracking_uri
+from redream.presets import smoke
+from redream.records import Asset
+from tasks.tracking.tracker import default_tracking_uri
 from tests.flows.services import Served, start
 from tests.index_build.conftest import catalog_of
 from tests.redream.conftest import save_tiny_clip, save_tiny_prior

@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from flows.serving import BATCH_POOL, POOL, ask
+from flows.service.addresses import BATCH_POOL, POOL, ask
 
 START_SECONDS = 400  # beside other work on few cores; 25 to 60 otherwise
 OWN_SERVERS = ("PREFECT_API_URL", "PREFECT_HOME", "MLFLOW_TRACKING_URI", "PREFECT_RESULTS_LOCAL_STORAGE_PATH")
@@ -55,7 +55,7 @@ class Served:
         words = {
             "worker": POOL,
             "batches": BATCH_POOL,
-            "keeper": "flows.keeper",
+            "keeper": "flows.service.keeper",
             "prefect": "prefect",
             "mlflow": "mlflow",
         }
@@ -106,7 +106,7 @@ def start(out: Path, *options: str, environment: dict[str, str] | None = None) -
     port, mlflow_port = free_port(), free_port()
     inherited = {name: value for name, value in os.environ.items() if name not in OWN_SERVERS}
     api = f"http://127.0.0.1:{port}/api"
-    command = [sys.executable, "-m", "flows.cli", "serve", "--out", str(out), "--port", str(port)]
+    command = [sys.executable, "-m", "flows.command", "serve", "--out", str(out), "--port", str(port)]
     said = out.with_name(f"{out.name}.said")
     with open(said, "w") as file:
         process = subprocess.Popen(

@@ -13,7 +13,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from flows.serving import ask
+from flows.service.addresses import ask
 from tests.flows import services
 from tests.flows.conftest import World
 from tests.flows.services import free_port, wait_until

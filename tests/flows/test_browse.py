@@ -50,7 +50,7 @@ class Site:
 @pytest.fixture(scope="module")
 def site(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     out = tmp_path_factory.mktemp("browsed") / "out"
-    redream = [sys.executable, "-m", "flows.cli"]
+    redream = [sys.executable, "-m", "flows.command"]
     options = [word for name, value in world.settings.items() for word in ("--set", f"{name}={json.dumps(value)}")]
     command = [*redream, "generate", PROMPT, "--preset", "smoke", "--index", world.index, "--out", str(out), "--json"]
     other, made = (

@@ -20,12 +20,12 @@ import trimesh
 from mlflow.tracking import MlflowClient
 from prefect.task_runners import TaskRunner
 
-from flows import cli
 from flows.build_index import build_index, default_index, task_runner
-from redream.index_files import read_manifest
+from flows.command.app import app
+from redream.retrieval.index_files import read_manifest
 from tasks.indexing import IndexPlace
+from tests.flows.command.test_app import redream
 from tests.flows.conftest import save_meshes
-from tests.flows.test_cli import redream
 from tests.redream.conftest import save_tiny_clip
 
 pytestmark = pytest.mark.usefixtures("tracking_uri")
@@ -196,7 +196,7 @@ def busy_ray_worker() -> int:
 
 
 def test_help_of_the_index_commands(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert cli.app is not None
+    assert app is not None
     _, out, _ = redream(["index", "--help"], capsys, monkeypatch)
     for command in ("build", "info", "check"):
         assert command in out

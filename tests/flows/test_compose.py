@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.environment import QUIET, SERVER
-from flows.serve import services
-from flows.serving import Serving, has_secrets, serving_environment
+from flows.processes.environment import QUIET, SERVER
+from flows.service.addresses import Serving, has_secrets, serving_environment
+from flows.service.supervisor import services
 
 ROOT = Path(__file__).parents[2]
 SECRET = "a-long-password"

@@ -16,10 +16,10 @@ from typing import Any
 import psutil
 import pytest
 
-from flows.keeper import RESUMED, SILENCE, SILENT, silence_automation
-from flows.serving import TAG, ask
-from flows.worker import STOPPED
-from tasks.records import list_runs
+from flows.service.addresses import TAG, ask
+from flows.service.keeper import RESUMED, SILENCE, SILENT, silence_automation
+from flows.service.worker import STOPPED
+from tasks.runs.records import list_runs
 from tests.flows.conftest import World
 from tests.flows.services import Served, wait_until
 
@@ -115,7 +115,7 @@ def other_worker(served: Served, request: pytest.FixtureRequest) -> Iterator[sub
     """A worker of a pool of its own, as on another machine."""
     pool = f"other-{os.getpid()}-{time.monotonic_ns()}"
     environment = {**served.environment, "REDREAM_OUT": str(served.out), "PREFECT_WORKER_QUERY_SECONDS": "2"}
-    command = [sys.executable, "-m", "flows.worker", "--pool", pool, "--limit", "1", "--name", pool]
+    command = [sys.executable, "-m", "flows.service.worker", "--pool", pool, "--limit", "1", "--name", pool]
     process = subprocess.Popen(command, env=environment)
     wait_until(lambda: ask(f"{served.api}/work_pools/{pool}")[0] == 200, PATIENCE)
     yield process

@@ -16,9 +16,11 @@ import yaml
 from jsonschema import Draft202012Validator
 from prefect.utilities.callables import parameter_schema
 
-from flows.parameters import SETTINGS
-from flows.serving import ask
-from redream.config import PRESETS, RunConfig, flatten, with_overrides
+from flows.requests.parameters import SETTINGS
+from flows.service.addresses import ask
+from redream.overrides import flatten, with_overrides
+from redream.presets import PRESETS
+from redream.settings import RunConfig
 from tests.flows.services import Served, wait_until
 
 ROOT = Path(__file__).parents[2]

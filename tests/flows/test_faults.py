@@ -17,9 +17,9 @@ import pytest
 from mlflow.tracking import MlflowClient
 from prefect.client.orchestration import get_client
 
-from flows.serving import TAG
-from tasks.records import finished_stage, list_runs, read_run
-from tasks.tracking import default_tracking_uri
+from flows.service.addresses import TAG
+from tasks.runs.records import finished_stage, list_runs, read_run
+from tasks.tracking.tracker import default_tracking_uri
 from tests.flows.conftest import World
 
 PROMPT = "a grey box"
@@ -40,7 +40,7 @@ def started(environment: dict[str, str]) -> Iterator[Any]:
 
     def start(*arguments: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "flows.cli", *arguments],
+            [sys.executable, "-m", "flows.command", *arguments],
             env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
         processes.append(process)

@@ -21,10 +21,10 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 
 from flows.evaluate import evaluate_runs
 from flows.generate import generate
-from flows.plan import first_unfinished
+from flows.requests.plan import first_unfinished
 from flows.rerun import rerun
-from tasks.delivery import Made
-from tasks.records import finished_stage, list_runs, read_run
+from tasks.results.delivery import Made
+from tasks.runs.records import finished_stage, list_runs, read_run
 from tests.flows.conftest import World
 
 STAGES = ["retrieve", "align", "render", "warm_up", "adapt", "distill", "evaluate", "export"]

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from flows import cli, tables
-from flows.request import checked_prompt
-from redream.page import PageContent, PageNeighbor, render_page
-from tasks.records import list_runs, read_run
+from flows.command import app, tables
+from flows.requests.request import checked_prompt
+from redream.pages.page import PageContent, PageNeighbor, render_page
+from tasks.runs.records import list_runs, read_run
 from tests.flows.conftest import World
 
 # What a prompt may be, and each must stay what it is.
@@ -55,7 +55,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("prompt", TAKEN.values(), ids=TAKEN.keys())
 def test_folder_of_a_run_is_made_of_plain_letters_only(prompt: str) -> None:
-    from tasks.runs import new_run_id
+    from tasks.runs.run import new_run_id
 
     run_id = new_run_id(checked_prompt(prompt), datetime.now(UTC), {"prompt": prompt})
     assert re.fullmatch(r"[0-9]{8}-[0-9]{6}(-[a-z0-9]+)*", run_id)
@@ -69,7 +69,7 @@ def test_what_could_forge_a_line_or_command_a_terminal_is_refused_in_one_clean_l
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["redream", "generate", prompt])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        app.main()
     written = capsys.readouterr()
     assert ended.value.code == 2
     assert (written.out, written.err.count("\n")) == ("", 1)
@@ -112,7 +112,7 @@ def test_no_name_of_a_run_leads_out_of_the_folder_of_runs(run: str, tmp_path: Pa
 
 @pytest.fixture(scope="module")
 def tracking_uri(prefect_server: None, mlflow_folder: Path) -> Iterator[str]:
-    from tasks.tracking import default_tracking_uri
+    from tasks.tracking.tracker import default_tracking_uri
 
     with pytest.MonkeyPatch.context() as patch:
         uri = default_tracking_uri(mlflow_folder)

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.serving import BATCH_POOL, ask, num_workers
+from flows.service.addresses import BATCH_POOL, ask, num_workers
 from tests.flows.conftest import World
 from tests.flows.services import OWN_SERVERS, Served, free_port, wait_until
 
@@ -34,7 +34,12 @@ def command(line: str) -> list[str]:
     """Return what `uv run` would start, in the environment of the tests."""
     words = shlex.split(line)
     assert words[:2] == ["uv", "run"], line
-    modules = {"redream": ["-m", "flows.cli"], "prefect": ["-m", "prefect"], "mlflow": ["-m", "mlflow"], "python": []}
+    modules = {
+        "redream": ["-m", "flows.command"],
+        "prefect": ["-m", "prefect"],
+        "mlflow": ["-m", "mlflow"],
+        "python": [],
+    }
     return [sys.executable, *modules[words[2]], *words[3:]]
 
 
@@ -58,7 +63,7 @@ def test_page_names_only_settings_that_the_code_or_the_servers_know() -> None:
 def test_first_section_leads_from_serve_to_a_run_in_minutes(served: Served, world: World, tmp_path: Path) -> None:
     sync, serve, doctor, export, run, batch, runs = commands("1")
     assert sync == "uv sync --frozen"  # what `make test` runs first
-    assert command(serve) == [sys.executable, "-m", "flows.cli", "serve"]  # as `served` was started
+    assert command(serve) == [sys.executable, "-m", "flows.command", "serve"]  # as `served` was started
     environment = {**served.environment, **exports(export, {"4200": str(served.port)})}
     out = ["--out", str(served.out)]
     done = subprocess.run([*command(doctor), *out, "--json"], env=environment, capture_output=True, text=True)

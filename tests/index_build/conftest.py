@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import trimesh
 
-from index_build.catalog import Catalog
+from index_build.catalogs.catalog import Catalog
 from redream.clip import Clip
-from redream.neighbors import Asset
+from redream.records import Asset
 from tests.redream.conftest import save_tiny_clip
 
 

@@ -15,10 +15,10 @@ from index_build import build as build_module
 from index_build.build import IndexStep, assemble, build_index, embed_shard, plan_build
 from index_build.views import RenderedViews
 from redream.clip import Clip
-from redream.config import RetrievalConfig
-from redream.index_files import REFUSED_SCHEMA, IndexManifest, read_manifest, read_table
-from redream.neighbors import Asset
-from redream.retrieval import AssetIndex
+from redream.records import Asset
+from redream.retrieval.index import AssetIndex
+from redream.retrieval.index_files import REFUSED_SCHEMA, IndexManifest, read_manifest, read_table
+from redream.settings import RetrievalConfig
 from tests.index_build.conftest import catalog_of
 
 CONFIG = RetrievalConfig(num_index_views=2, num_recall=3, num_assets=1, assets_per_shard=2)

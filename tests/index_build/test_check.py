@@ -10,12 +10,12 @@ import pytest
 from index_build.build import build_index
 from index_build.check import check_index, exact_neighbors
 from index_build.views import RenderedViews
-from redream import text_recall
 from redream.clip import Clip
-from redream.config import RetrievalConfig
-from redream.index_files import IndexMismatch
-from redream.neighbors import Asset
-from redream.retrieval import AssetIndex
+from redream.records import Asset
+from redream.retrieval import text_recall
+from redream.retrieval.index import AssetIndex
+from redream.retrieval.index_files import IndexMismatch
+from redream.settings import RetrievalConfig
 from tests.index_build.conftest import catalog_of
 from tests.redream.conftest import some_assets, unit_rows, write_index
 

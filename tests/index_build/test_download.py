@@ -16,8 +16,8 @@ import pytest
 import trimesh
 
 from index_build.download import DownloadError, fetch_mesh, is_object_path
-from redream.assets import load_mesh
-from redream.config import DownloadConfig
+from redream.meshes.assets import load_mesh
+from redream.settings import DownloadConfig
 from tests.index_build.hostile_server import (
     Answer,
     HostileServer,
@@ -212,8 +212,8 @@ FETCH = """
 import sys
 from pathlib import Path
 from index_build.download import fetch_mesh
-from redream.assets import load_mesh
-from redream.config import DownloadConfig
+from redream.meshes.assets import load_mesh
+from redream.settings import DownloadConfig
 fetch_mesh(Path(sys.argv[1]), load_mesh, DownloadConfig(base_url=sys.argv[2], stall_timeout=5.0))
 """
 

@@ -10,9 +10,9 @@ import torch
 
 from index_build.download import DownloadError
 from index_build.embeddings import Shard, embed_assets, embed_captions, embed_views, read_shard, write_shard
-from redream.assets import AssetError
 from redream.clip import Clip
-from redream.neighbors import Asset
+from redream.meshes.assets import AssetError
+from redream.records import Asset
 
 
 def test_an_asset_is_the_normalised_mean_of_its_views_in_any_order(clip: Clip):

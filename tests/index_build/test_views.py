@@ -15,10 +15,10 @@ from PIL import Image
 
 from index_build import views
 from index_build.views import PublishedViews, RenderedViews, index_cameras
-from redream.assets import AssetError
 from redream.cameras import camera_angles
-from redream.config import MeshLimits
-from redream.neighbors import Asset
+from redream.meshes.assets import AssetError
+from redream.records import Asset
+from redream.settings import MeshLimits
 
 
 def test_views_go_round_the_asset_evenly_and_start_in_front():

@@ -17,7 +17,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from redream.clip import Clip
-from redream.index_files import (
+from redream.mini.tokenization import prior_tokenizer
+from redream.records import Asset
+from redream.retrieval.index_files import (
     IndexManifest,
     asset_table,
     content_hash,
@@ -28,9 +30,7 @@ from redream.index_files import (
     write_manifest,
     write_table,
 )
-from redream.mini.tokenization import prior_tokenizer
-from redream.neighbors import Asset
-from redream.text_recall import train_recall
+from redream.retrieval.text_recall import train_recall
 
 CONTEXT_LENGTH = 16
 NUM_ASSETS = 40  # of a tiny index

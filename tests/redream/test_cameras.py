@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from redream.cameras import camera_angles, camera_rays, cameras_at, look_at, orbit, sample_cameras, view_name
-from redream.config import CameraConfig
+from redream.settings import CameraConfig
 
 
 def one_camera(azimuth: float, elevation: float, distance: float = 2.0, fovy: float = 60.0, size: int = 4):

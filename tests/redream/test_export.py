@@ -16,9 +16,9 @@ from torch import Tensor
 from trimesh.visual import TextureVisuals
 
 import redream.export
-from redream.assets import load_mesh, scene_parts
-from redream.config import ExportConfig
 from redream.export import DensityAndColor, export_mesh, field_surface, save_turntable, side_by_side
+from redream.meshes.assets import load_mesh, scene_parts
+from redream.settings import ExportConfig
 
 RADIUS = 0.55
 CONFIG = ExportConfig(mesh_resolution=48, density_threshold=10.0)

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from jaxtyping import Float
 from torch import Tensor
 
-from redream.assets import scene_vertices
 from redream.cameras import camera_angles
 from redream.clip import Clip
-from redream.config import OrientationConfig
+from redream.meshes.assets import scene_vertices
 from redream.orientation import Orientation, align_front, choose_front, find_front, front_evidence, ring_cameras
+from redream.settings import OrientationConfig
 
 NUM_POSES = 24
 

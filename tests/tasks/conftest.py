@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from redream.config import smoke
-from tasks.runs import Run, open_run
-from tasks.tracking import default_tracking_uri
+from redream.presets import smoke
+from tasks.runs.run import Run, open_run
+from tasks.tracking.tracker import default_tracking_uri
 
 
 @pytest.fixture

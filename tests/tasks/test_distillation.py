@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
-from redream.config import RunConfig, smoke, with_overrides
+from redream.overrides import with_overrides
+from redream.presets import smoke
+from redream.settings import RunConfig
 from tasks import distillation
 from tasks.distillation import distill
-from tasks.progress import Stopped, stop_requested
-from tasks.runs import Run
+from tasks.machinery.progress import Stopped, stop_requested
+from tasks.runs.run import Run
 from tests.redream.conftest import save_tiny_prior
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from redream.config import smoke
-from tasks.records import read_run
-from tasks.runs import open_run
-from tasks.stage import Work, run_stage
-from tasks.store import stage_key
-from tasks.tracking import default_tracking_uri
+from redream.presets import smoke
+from tasks.machinery.store import stage_key
+from tasks.runs.records import read_run
+from tasks.runs.run import open_run
+from tasks.runs.stage import Work, run_stage
+from tasks.tracking.tracker import default_tracking_uri
 
 SIZE = 2**21
 

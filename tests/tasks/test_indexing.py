@@ -10,13 +10,13 @@ import pytest
 import trimesh
 from mlflow.tracking import MlflowClient
 
-from redream.config import DownloadConfig, MeshLimits, RetrievalConfig
-from redream.index_files import read_manifest, write_manifest
+from redream.retrieval.index_files import read_manifest, write_manifest
+from redream.settings import DownloadConfig, MeshLimits, RetrievalConfig
 from tasks import indexing
 from tasks.indexing import CatalogRequest, IndexPlace, build_lock, check, given_index
 from tasks.retrieval import search
-from tasks.runs import Run
-from tasks.tracking import experiment_id
+from tasks.runs.run import Run
+from tasks.tracking.tracker import experiment_id
 from tests.redream.conftest import save_tiny_clip
 
 

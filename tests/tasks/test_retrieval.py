@@ -13,12 +13,12 @@ import trimesh
 from PIL import Image
 from prefect.client.schemas.objects import State
 
-from redream.assets import load_mesh
-from redream.config import DownloadConfig, MeshLimits
-from redream.neighbors import Asset, Neighbor, Retrieval
+from redream.meshes.assets import load_mesh
+from redream.records import Asset, Neighbor, Retrieval
+from redream.settings import DownloadConfig, MeshLimits
+from tasks.machinery.store import Output
 from tasks.retrieval import OWN_LICENSE, fetch_meshes, load_retrieval, mesh_files, take_assets
-from tasks.runs import Run
-from tasks.store import Output
+from tasks.runs.run import Run
 from tests.index_build.hostile_server import content as answer_of
 from tests.index_build.hostile_server import serving
 

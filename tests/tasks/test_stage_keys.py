@@ -14,12 +14,16 @@ from typing import Any
 import pytest
 from prefect.client.schemas.objects import State
 
-from flows.plan import NEEDS, dependents
-from redream.config import Linear, RunConfig, smoke, with_overrides
-from tasks import adaptation, distillation, evaluation, exporting, indexing, orientation, rendering, retrieval, stage
+from flows.requests.plan import NEEDS, dependents
+from redream.limits import Linear
+from redream.overrides import with_overrides
+from redream.presets import smoke
+from redream.settings import RunConfig
+from tasks import adaptation, distillation, evaluation, exporting, indexing, orientation, rendering, retrieval
 from tasks.indexing import IndexPlace, built_index
-from tasks.runs import Run
-from tasks.store import Output, StageKey
+from tasks.machinery.store import Output, StageKey
+from tasks.runs import stage
+from tasks.runs.run import Run
 
 DISTILLED = ["distill", "evaluate", "export"]
 TRAINED = ["warm_up", "adapt", *DISTILLED]

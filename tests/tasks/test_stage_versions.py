@@ -22,8 +22,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 RECORDED = Path(__file__).with_name("stage_versions.json")
 METHOD = ("redream", "index_build")  # what tasks import of each other is bookkeeping,
-SEARCH = "tasks.searching"  # but for this
-SETTINGS = "redream.config"  # their values are in the keys
+SEARCH = "tasks.machinery.searching"  # but for this
+SETTINGS = ("redream.settings", "redream.presets")  # their values are in the keys
 UPDATE = "python -m tests.tasks.test_stage_versions"
 STAGES = sorted(path for path in (ROOT / "tasks").glob("*.py") if "\nSTAGE_VERSION" in path.read_text())
 
@@ -83,7 +83,7 @@ def imported(path: Path) -> frozenset[Path]:
             names |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
-    ours = (name for name in names if name.split(".")[0] in METHOD and name != SETTINGS or name == SEARCH)
+    ours = (name for name in names if name.split(".")[0] in METHOD and name not in SETTINGS or name == SEARCH)
     return frozenset(file for name in ours if (file := ROOT / f"{name.replace('.', '/')}.py").is_file())
 
 

@@ -24,9 +24,9 @@ from typing import IO, Any
 import trimesh
 
 import redream
-from redream.config import MeshLimits
-from redream.mesh_files.refusal import AssetError, one_line, refusal
-from redream.mesh_files.scene_arrays import decode_scene
+from redream.meshes.reading.refusal import AssetError, one_line, refusal
+from redream.meshes.reading.scene_arrays import decode_scene
+from redream.settings import MeshLimits
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ CLOCK_FACTOR = 10  # time on the clock for each second of processor time, on a b
 GRACE_SECONDS = 20.0  # after that, which the kernel enforces first
 
 
-def read_mesh_apart(path: Path, limits: MeshLimits, up_axis: str) -> trimesh.Scene:
+def read_mesh_isolated(path: Path, limits: MeshLimits, up_axis: str) -> trimesh.Scene:
     """Read a mesh file into a plain scene in world axes, or raise `AssetError`."""
     with _lock:
         content = _ask(path, limits, up_axis)
@@ -74,7 +74,7 @@ class _Server:
             "OPENBLAS_NUM_THREADS": "1",  # the server forks, which threads do not survive
             "OMP_NUM_THREADS": "1",
         }
-        command = [sys.executable, "-P", "-m", "redream.mesh_files.server", str(self.result.fileno())]
+        command = [sys.executable, "-P", "-m", "redream.meshes.reading.server", str(self.result.fileno())]
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,

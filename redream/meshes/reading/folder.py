@@ -8,9 +8,9 @@ import logging
 from pathlib import Path
 from urllib.parse import unquote, unquote_to_bytes
 
-from redream.config import MeshLimits
-from redream.mesh_files.refusal import Refused
-from redream.mesh_files.textures import open_image
+from redream.meshes.reading.refusal import Refused
+from redream.meshes.reading.textures import open_image
+from redream.settings import MeshLimits
 
 logger = logging.getLogger(__name__)
 

@@ -15,13 +15,13 @@ import numpy as np
 import trimesh
 from jaxtyping import Float
 
-from redream.config import MeshLimits
-from redream.mesh_files.folder import Folder
-from redream.mesh_files.gltf_arrays import GltfArrays, numbers
-from redream.mesh_files.gltf_materials import GltfMaterials
-from redream.mesh_files.gltf_nodes import GltfNodes, PlacedMesh
-from redream.mesh_files.refusal import Refused
-from redream.scenes import Part
+from redream.meshes.reading.folder import Folder
+from redream.meshes.reading.gltf_arrays import GltfArrays, numbers
+from redream.meshes.reading.gltf_materials import GltfMaterials
+from redream.meshes.reading.gltf_nodes import GltfNodes, PlacedMesh
+from redream.meshes.reading.refusal import Refused
+from redream.meshes.scenes import Part
+from redream.settings import MeshLimits
 
 # Materials beyond base colour and emission are not drawn, hence any KHR_materials_* may be required as well.
 READABLE_EXTENSIONS = {

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from redream.config import MeshLimits
-from redream.mesh_files.folder import Folder
-from redream.mesh_files.refusal import Refused
+from redream.meshes.reading.folder import Folder
+from redream.meshes.reading.refusal import Refused
+from redream.settings import MeshLimits
 
 COMPONENT_TYPES = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}

@@ -18,9 +18,9 @@ from trimesh.visual import ColorVisuals, TextureVisuals
 from trimesh.visual.material import PBRMaterial
 
 from redream.colors import linear_to_srgb
-from redream.mesh_files.gltf_arrays import GltfArrays, numbers
-from redream.mesh_files.refusal import Refused
-from redream.mesh_files.textures import open_image, plain_image
+from redream.meshes.reading.gltf_arrays import GltfArrays, numbers
+from redream.meshes.reading.refusal import Refused
+from redream.meshes.reading.textures import open_image, plain_image
 
 logger = logging.getLogger(__name__)
 

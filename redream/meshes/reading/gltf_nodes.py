@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float
 from trimesh.transformations import quaternion_matrix
 
-from redream.mesh_files.gltf_arrays import GltfArrays, numbers
-from redream.mesh_files.refusal import Refused
+from redream.meshes.reading.gltf_arrays import GltfArrays, numbers
+from redream.meshes.reading.refusal import Refused
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,12 +16,12 @@ import numpy as np
 import trimesh
 from trimesh.visual import TextureVisuals
 
-from redream.config import MeshLimits
-from redream.mesh_files.folder import Folder, read_whole_file
-from redream.mesh_files.gltf import check_sizes, read_gltf
-from redream.mesh_files.refusal import Refused
-from redream.mesh_files.textures import plain_image
-from redream.scenes import Part, scene_of, scene_parts, scene_vertices
+from redream.meshes.reading.folder import Folder, read_whole_file
+from redream.meshes.reading.gltf import check_sizes, read_gltf
+from redream.meshes.reading.refusal import Refused
+from redream.meshes.reading.textures import plain_image
+from redream.meshes.scenes import Part, scene_of, scene_parts, scene_vertices
+from redream.settings import MeshLimits
 
 logger = logging.getLogger(__name__)
 

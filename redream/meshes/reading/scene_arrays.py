@@ -15,7 +15,7 @@ from safetensors.numpy import load, save
 from trimesh.visual import ColorVisuals, TextureVisuals
 from trimesh.visual.material import PBRMaterial, SimpleMaterial
 
-from redream.scenes import scene_of, scene_parts
+from redream.meshes.scenes import scene_of, scene_parts
 
 CONTENTS = "contents"
 PBR_FIELDS = ("baseColorFactor", "emissiveFactor", "alphaMode", "alphaCutoff", "doubleSided")

@@ -1,8 +1,8 @@
 """The process that reads mesh files: one line of JSON in, a child of its own for each file, one line of JSON out.
 
-`python -m redream.mesh_files.server RESULT_FD`. The server imports the readers once (about a second) and never touches
-a file. Each child is forked from it (milliseconds), reads one file under limits that the kernel enforces, writes the
-scene or the refusal to RESULT_FD, and is gone; whatever a file does to it, the next one starts clean.
+`python -m redream.meshes.reading.server RESULT_FD`. The server imports the readers once (about a second) and never
+touches a file. Each child is forked from it (milliseconds), reads one file under limits that the kernel enforces,
+writes the scene or the refusal to RESULT_FD, and is gone; whatever a file does to it, the next one starts clean.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from redream.config import MeshLimits
-from redream.mesh_files.apart import clock_seconds
-from redream.mesh_files.reader import read_mesh
-from redream.mesh_files.refusal import Refused
-from redream.mesh_files.scene_arrays import encode_scene
+from redream.meshes.reading.client import clock_seconds
+from redream.meshes.reading.reader import read_mesh
+from redream.meshes.reading.refusal import Refused
+from redream.meshes.reading.scene_arrays import encode_scene
+from redream.settings import MeshLimits
 
 REFUSAL, REMARKS = "refusal", "remarks"
 

@@ -7,8 +7,8 @@ import math
 
 from PIL import Image
 
-from redream.config import MeshLimits
-from redream.mesh_files.refusal import Refused
+from redream.meshes.reading.refusal import Refused
+from redream.settings import MeshLimits
 
 # By content, not by name or declared type. Pillow reads more kinds, and starts Ghostscript for one of them.
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TGA", "TIFF")

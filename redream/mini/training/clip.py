@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from redream.mini.catalog import CATEGORIES, COLORS, make_caption, vocabulary
 from redream.mini.dataset import CATEGORY_NAMES, COLOR_NAMES, VIEWS, Renders, draw_images
 from redream.mini.tokenization import CLIP_CONTEXT_LENGTH, END_ID, PAD_ID, save_clip_tokenizer
-from redream.mini.training import Draws, TrainStep, train
+from redream.mini.training.loop import Draws, TrainStep, train
 
 BATCH_SIZE = 96
 IMAGES_PER_PAIR = 4  # of a batch are of the same category and colour, so that views have rivals to be told from

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from redream.metrics.perceptual import PerceptualNet, pool_config, residual_config
 from redream.mini.dataset import CATEGORY_NAMES, COLOR_NAMES, Renders, draw_images
-from redream.mini.training import Draws, TrainStep, train
+from redream.mini.training.loop import Draws, TrainStep, train
 
 BATCH_SIZE = 64
 LEARNING_RATE = 1.5e-3

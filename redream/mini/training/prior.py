@@ -26,7 +26,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from redream.mini.catalog import make_caption
 from redream.mini.dataset import CATEGORY_NAMES, COLOR_NAMES, VIEWS, Renders, draw_images
 from redream.mini.tokenization import CONTEXT_LENGTH, prior_tokenizer
-from redream.mini.training import Draws, TrainStep, train
+from redream.mini.training.loop import Draws, TrainStep, train
 from redream.prior.patch_codec import PatchCodec, fit_codec
 
 BATCH_SIZE = 64

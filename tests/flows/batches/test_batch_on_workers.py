@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
-from flows.serving import POOL, ask, num_workers
-from tasks.records import list_runs, read_run
+from flows.service.addresses import POOL, ask, num_workers
+from tasks.runs.records import list_runs, read_run
 from tests.flows.conftest import World
 from tests.flows.services import Served, wait_until
 
@@ -25,7 +25,17 @@ TIMEOUT = 1800
 @pytest.fixture
 def second_worker(served: Served, tmp_path: Path) -> Iterator[Path]:
     """A second worker of the pool, as on another machine; gives the file of its log."""
-    command = [sys.executable, "-m", "flows.worker", "--pool", POOL, "--name", "second", "--out", str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        "-m",
+        "flows.service.worker",
+        "--pool",
+        POOL,
+        "--name",
+        "second",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     environment = {**served.environment, "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO"}
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)

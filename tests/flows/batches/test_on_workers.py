@@ -13,10 +13,10 @@ from prefect.client.schemas import filters
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelling, Completed, Crashed, Failed, Running, State
 
-from flows import submitted
-from flows.request import Request
-from flows.submitted import TRIED_AGAIN, Over, cancel_submitted, run_on_workers
-from redream.config import smoke
+from flows.batches import on_workers
+from flows.batches.on_workers import TRIED_AGAIN, Over, cancel_submitted, run_on_workers
+from flows.requests.request import Request
+from redream.presets import smoke
 
 SCHEMA = {"type": "object", "properties": {"prompt": {"type": "string", "maxLength": 20}}}
 
@@ -41,7 +41,7 @@ def batch_id(monkeypatch: pytest.MonkeyPatch) -> str:
     """Stand in a batch's flow run, by Prefect's own variable for it."""
     batch_id = str(uuid.uuid4())
     monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__ID", batch_id)
-    monkeypatch.setattr(submitted, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(on_workers, "POLL_SECONDS", 0.05)
     return batch_id
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import doctor
+from flows.command import doctor
 from tests.flows.services import Served, free_port
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from flows import children
-from flows.children import Children, Ended, Job
+from flows.processes import child_processes
+from flows.processes.child_processes import Children, Ended, Job
 
 
 def script(name: str, code: str) -> Job:
@@ -92,7 +92,7 @@ time.sleep(600)
 
 
 def test_one_that_does_not_listen_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(children, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(child_processes, "GRACE_SECONDS", 0.5)
     code = f"""
 import os, signal, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -109,7 +109,7 @@ time.sleep(600)
 def test_children_of_a_killed_parent_stop(tmp_path: Path) -> None:
     child = f"""
 import os, signal, time
-from flows.children import stop_with_parent
+from flows.processes.child_processes import stop_with_parent
 stop_with_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
 open({str(tmp_path / "pid")!r}, "w").write(str(os.getpid()))
 time.sleep(600)
@@ -117,7 +117,7 @@ time.sleep(600)
     parent = f"""
 import os, sys
 from pathlib import Path
-from flows.children import Children, Job
+from flows.processes.child_processes import Children, Job
 list(Children(Path({str(tmp_path)!r}), os.environ).run([Job(name="x", command=[sys.executable, "-c", {child!r}])], 1))
 """
     process = subprocess.Popen([sys.executable, "-c", parent])

@@ -13,7 +13,7 @@ import pytest
 ENDINGS = {"at its end": ("", 0), "killed": ("os.kill(os.getpid(), 9)", -9), "with an error": ("1 / 0", 1)}
 COMMAND = """
 import os, psutil, urllib.request
-from flows.own_server import start_own_server
+from flows.processes.command_server import start_own_server
 start_own_server()()
 print(psutil.Process().children()[0].pid, urllib.request.urlopen(os.environ["PREFECT_API_URL"] + "/version").read())
 print(flush=True)
@@ -38,7 +38,7 @@ def test_a_server_answers_and_ends_with_its_command(ending: str, tmp_path: Path)
 
 def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
     (tmp_path / "home").write_text("a file where the database's folder goes")
-    done = run("from flows.own_server import start_own_server\nstart_own_server()()", tmp_path / "home")
+    done = run("from flows.processes.command_server import start_own_server\nstart_own_server()()", tmp_path / "home")
     assert done.returncode == 1
     assert "RuntimeError: Prefect's server did not start: " in done.stderr
     assert "it said nothing" not in done.stderr

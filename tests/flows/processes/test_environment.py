@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.environment import LOCAL_SERVER, QUIET, prepare_environment
+from flows.processes.environment import LOCAL_SERVER, QUIET, prepare_environment
 
 
 @pytest.fixture(autouse=True)

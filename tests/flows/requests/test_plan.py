@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from flows.plan import checked_rerun, first_unfinished, stages_of
-from flows.request import checked_request
+from flows.requests.plan import checked_rerun, first_unfinished, stages_of
+from flows.requests.request import checked_request
 
 
 def save_run(out: Path, run_id: str = "a-run", **changes: Any) -> None:
@@ -24,7 +24,7 @@ def save_run(out: Path, run_id: str = "a-run", **changes: Any) -> None:
 
 @pytest.fixture(autouse=True)
 def no_weights_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.request.weights_path", lambda model: model)
+    monkeypatch.setattr("flows.requests.request.weights_path", lambda model: model)
 
 
 def test_failed_run_is_taken_up_without_making_anything_anew(tmp_path: Path) -> None:

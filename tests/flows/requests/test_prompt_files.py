@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from flows.members import MAX_FILE_BYTES, Defaults, Member, checked_members, parsed_seeds, read_members
+from flows.requests.prompt_files import MAX_FILE_BYTES, Defaults, Member, checked_members, parsed_seeds, read_members
 
-PROMPTS = Path(__file__).parents[2] / "../shared/data/prompts/dreamfusion.txt"
+PROMPTS = Path(__file__).parents[3] / "../shared/data/prompts/dreamfusion.txt"
 
 
 @pytest.fixture(autouse=True)
 def no_weights_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.request.weights_path", lambda model: model)
+    monkeypatch.setattr("flows.requests.request.weights_path", lambda model: model)
 
 
 def read(folder: Path, content: str | bytes, name: str = "prompts.txt", **defaults: Any) -> list[Member]:

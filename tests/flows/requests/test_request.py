@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from flows import request
-from flows.request import checked_prompt, checked_request, parsed_settings
+from flows.requests import request
+from flows.requests.request import checked_prompt, checked_request, parsed_settings
 
 
 @pytest.fixture(autouse=True)
@@ -129,7 +129,7 @@ def test_request_gives_back_what_asks_for_the_same_again(tmp_path: Path) -> None
 
 def test_checking_imports_nothing_heavy() -> None:
     code = (
-        "import sys, flows.cli; "
+        "import sys, flows.command.app; "
         "print([name for name in ('torch', 'numpy', 'prefect', 'mlflow', 'trimesh') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -15,8 +15,9 @@ from prefect.client.orchestration import PrefectClient, get_client
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Cancelled, Completed, Crashed, Pending, Running, Scheduled, State
 
-from flows import doctor
-from flows.keeper import (
+from flows.command import doctor
+from flows.service.addresses import BATCH_POOL, POOL, TAG
+from flows.service.keeper import (
     HEARTBEAT,
     JUST_CANCELLED,
     RESUME_WITHIN,
@@ -30,7 +31,6 @@ from flows.keeper import (
     refuse_unknown_parameters,
     say_alive,
 )
-from flows.serving import BATCH_POOL, POOL, TAG
 
 
 @task
@@ -176,7 +176,7 @@ def test_more_crashed_runs_than_the_server_tells_at_once_are_resumed(
         others = [await client.create_flow_run_from_deployment(first.deployment_id) for _ in range(3)]
         for run in others:
             await client.set_flow_run_state(run.id, Crashed(), force=True)
-        monkeypatch.setattr("flows.keeper.RUNS_PER_PAGE", 2)
+        monkeypatch.setattr("flows.service.keeper.RUNS_PER_PAGE", 2)
         read = client.read_flow_runs
         monkeypatch.setattr(client, "read_flow_runs", partial(read, limit=2))
         assert await look(client, run_id, timedelta(seconds=30)) == RESUMED
@@ -232,6 +232,6 @@ def test_doctor_knows_when_the_keeper_last_looked(prefect_server: None, monkeypa
     silent = doctor.check_keeper(api)
     assert silent.state == "missing"
     assert "crashed runs are not resumed" in silent.found
-    assert "flows.keeper" in silent.remedy
+    assert "flows.service.keeper" in silent.remedy
     monkeypatch.setattr(doctor, "KEEPER_SEEN", "of-no-keeper")
     assert "never seen" in doctor.check_keeper(api).found

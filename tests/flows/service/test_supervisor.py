@@ -16,10 +16,10 @@ import httpx
 import psutil
 import pytest
 
-from flows import cli
-from flows.environment import SERVING_FILE, read_serving
-from flows.serve import Service, Supervisor
-from flows.serving import Serving, checked_serving, has_secrets, is_loopback, serving_environment
+from flows.command import app
+from flows.processes.environment import SERVING_FILE, read_serving
+from flows.service.addresses import Serving, checked_serving, has_secrets, is_loopback, serving_environment
+from flows.service.supervisor import Service, Supervisor
 from tests.flows import services
 from tests.flows.services import Served, free_port, wait_until
 
@@ -37,7 +37,7 @@ def test_other_hosts_are_refused_without_both_passwords_and_told_how(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(sys, "argv", ["redream", "serve", "--host", "0.0.0.0", "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        app.main()
     captured = capsys.readouterr()
     assert ended.value.code == 2
     assert captured.err.count("\n") == 1
@@ -165,7 +165,7 @@ def test_serve_stops_with_everything_that_it_started_in_minutes(tmp_path: Path) 
         for connection in process.net_connections(kind="tcp"):
             assert connection.status != psutil.CONN_LISTEN or connection.laddr.ip in ("127.0.0.1", "::1")
     second = subprocess.run(
-        [sys.executable, "-m", "flows.cli", "serve", "--out", str(served.out), "--port", str(free_port())],
+        [sys.executable, "-m", "flows.command", "serve", "--out", str(served.out), "--port", str(free_port())],
         capture_output=True,
         text=True,
     )

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from index_build.captions import (
+from index_build.catalogs.captions import (
     EMPTY_CAPTION,
     EMPTY_ID,
     MALFORMED,
@@ -24,7 +24,7 @@ from index_build.captions import (
     read_captions,
 )
 
-DATA = Path(__file__).parents[2] / "../shared/data/captions"
+DATA = Path(__file__).parents[3] / "../shared/data/captions"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data/captions")
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from index_build.digests import FileDigest
-from redream.neighbors import Asset
+from index_build.catalogs.digests import FileDigest
+from redream.records import Asset
 
 
 @pytest.fixture

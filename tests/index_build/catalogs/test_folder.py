@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from index_build.catalog import Catalog, open_catalog
-from index_build.folder_catalog import words_of
+from index_build.catalogs.catalog import Catalog
+from index_build.catalogs.folder import words_of
+from index_build.catalogs.opening import open_catalog
 
-DATA = Path(__file__).parents[2] / "../shared/data"
+DATA = Path(__file__).parents[3] / "../shared/data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data")
 
 

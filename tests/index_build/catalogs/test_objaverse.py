@@ -11,13 +11,14 @@ from pathlib import Path
 import objaverse
 import pytest
 
-from index_build import objaverse_catalog
-from index_build.catalog import Catalog, open_catalog
-from redream.config import DownloadConfig
-from redream.licenses import attribution
+from index_build.catalogs import objaverse as objaverse_catalog
+from index_build.catalogs.catalog import Catalog
+from index_build.catalogs.opening import open_catalog
+from redream.retrieval.licenses import attribution
+from redream.settings import DownloadConfig
 from tests.index_build.hostile_server import HostileServer, content, first, serving, status
 
-DATA = Path(__file__).parents[2] / "../shared/data/captions"
+DATA = Path(__file__).parents[3] / "../shared/data/captions"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data/captions")
 
 CHAIR, TABLE, LAMP, XL = "a" * 32, "kiDgUIcaC7c4YaIcLCJeq4kS7rK", "b" * 32, "c" * 64

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from redream.cameras import orbit, sample_cameras
-from redream.config import CameraConfig, DistillConfig, FieldConfig, PriorConfig
 from redream.distill.loop import NonFiniteLoss, create_state, distill
 from redream.distill.particle import load_particles
 from redream.images import Rendering
 from redream.prior.stable_diffusion import StableDiffusionPrior
 from redream.render.mesh import AssetViews
+from redream.settings import CameraConfig, DistillConfig, FieldConfig, PriorConfig
 
 CAMERAS = CameraConfig(camera_distance=(1.4, 1.6), fovy_deg=(42.0, 48.0), elevation_deg=(0.0, 30.0))
 FIELD = FieldConfig(

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from redream.field.hash_grid import HASH_PRIMES, GridGeometry, HashGrid, Implementation, grid_levels, vertex_index
+from redream.field.grid_levels import HASH_PRIMES, GridGeometry, grid_levels
+from redream.field.hash_grid import HashGrid, Implementation, vertex_index
 
 SMALL = {
     "num_levels": 5,

@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from redream.config import smoke
 from redream.field.radiance_field import RadianceField, spherical_harmonics
+from redream.presets import smoke
 
 CONFIG = smoke().field
 

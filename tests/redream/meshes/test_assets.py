@@ -1,4 +1,4 @@
-"""Laws of `redream.assets`: axes, what survives a load, and what is refused, in one sentence."""
+"""Laws of `redream.meshes.assets`: axes, what survives a load, and what is refused, in one sentence."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pytest
 import trimesh
 from PIL import Image
 
-from redream.assets import (
+from redream.colors import linear_to_srgb, srgb_to_linear
+from redream.meshes.assets import (
     AssetError,
     MeshLimits,
     load_mesh,
@@ -22,9 +23,8 @@ from redream.assets import (
     scene_vertices,
     turn_mesh,
 )
-from redream.colors import linear_to_srgb, srgb_to_linear
 
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+SHARED = Path(__file__).parents[3].parent / "shared" / "data"
 DEFAULT_LIMITS = MeshLimits()
 TRIANGLE = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0]], dtype=np.float32)
 

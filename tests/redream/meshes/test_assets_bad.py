@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from redream.assets import AssetError, load_mesh, normalize_mesh
-from redream.config import MeshLimits
-from redream.scenes import scene_parts, scene_vertices
+from redream.meshes.assets import AssetError, load_mesh, normalize_mesh
+from redream.meshes.scenes import scene_parts, scene_vertices
+from redream.settings import MeshLimits
 
-FOLDER = Path(__file__).parents[2].parent / "shared" / "data" / "bad"
+FOLDER = Path(__file__).parents[3].parent / "shared" / "data" / "bad"
 # The rows ask for less than 1 GB, or 2 GB for images; here every file has to do with half.
 LIMITS = MeshLimits(memory_bytes=512 * 2**20, seconds=30)
 

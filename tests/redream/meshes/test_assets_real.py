@@ -14,12 +14,12 @@ import trimesh
 from jaxtyping import Float
 from PIL import Image
 
-from redream.assets import load_mesh, normalize_mesh
 from redream.cameras import orbit
+from redream.meshes.assets import load_mesh, normalize_mesh
+from redream.meshes.scenes import scene_parts, scene_vertices
 from redream.render.mesh import render_mesh
-from redream.scenes import scene_parts, scene_vertices
 
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+SHARED = Path(__file__).parents[3].parent / "shared" / "data"
 # The sheet's tiles: five assets in a row, two views each, names above.
 TILE_WIDTH, TILE_HEIGHT, CAPTION_HEIGHT, COLUMNS = 340, 186, 34, 5
 MASKED = {"grey-snapper"}  # its COLOR_0 is a shader's mask, says the table; the sheet multiplies it in, to black

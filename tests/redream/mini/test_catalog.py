@@ -13,7 +13,7 @@ from scipy.spatial import KDTree
 from trimesh.visual.color import ColorVisuals
 from trimesh.visual.texture import TextureVisuals
 
-from redream.assets import load_mesh, scene_parts, turn_mesh
+from redream.meshes.assets import load_mesh, scene_parts, turn_mesh
 from redream.mini.catalog import (
     CATEGORIES,
     COLORS,

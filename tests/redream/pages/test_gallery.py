@@ -6,7 +6,7 @@ import html
 import re
 from pathlib import Path
 
-from redream.gallery import MAX_LANES, GalleryItem, StageSpan, bars, render_gallery, write_gallery
+from redream.pages.gallery import MAX_LANES, GalleryItem, StageSpan, bars, render_gallery, write_gallery
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>\u202e\x1b[31m"
 

@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from redream.config import DownloadConfig, ExportConfig, flatten, smoke
 from redream.export import export_mesh
-from redream.page import (
+from redream.overrides import flatten
+from redream.pages.page import (
     MAX_CURVE_POINTS,
     PageContent,
     PageCurve,
@@ -30,9 +30,11 @@ from redream.page import (
     PageSamples,
     line_chart,
     render_page,
-    visible_text,
     write_page,
 )
+from redream.pages.text import visible_text
+from redream.presets import smoke
+from redream.settings import DownloadConfig, ExportConfig
 
 HOSTILE = [
     "<script>document.title='owned'</script>",

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from redream.cameras import sample_cameras
-from redream.config import AdaptationConfig, CameraConfig, PriorConfig
 from redream.images import Rendering
 from redream.prior.adaptation import _encode_views, _held_out_loss, _split, adapt_prior, sample_views
 from redream.prior.stable_diffusion import StableDiffusionPrior
 from redream.render.mesh import AssetViews
+from redream.settings import AdaptationConfig, CameraConfig, PriorConfig
 
 CAMERAS = CameraConfig()
 CONFIG = AdaptationConfig(

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from redream.cameras import orbit
-from redream.config import CameraConfig, PriorConfig
 from redream.prior.prompts import VIEW_NAMES, ViewPrefixes, camera_views, embed_prompts
 from redream.prior.stable_diffusion import StableDiffusionPrior
+from redream.settings import CameraConfig, PriorConfig
 
 
 @pytest.fixture(scope="module")

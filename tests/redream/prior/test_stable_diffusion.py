@@ -5,8 +5,8 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from redream.cameras import orbit
-from redream.config import PriorConfig
 from redream.prior.stable_diffusion import ADAPTER, VARIATIONAL, StableDiffusionPrior, sample_images
+from redream.settings import PriorConfig
 
 
 def load(folder) -> StableDiffusionPrior:

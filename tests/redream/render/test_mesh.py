@@ -18,10 +18,10 @@ from PIL import Image
 from trimesh.visual import ColorVisuals, TextureVisuals
 from trimesh.visual.material import PBRMaterial
 
-from redream.assets import load_mesh, turn_mesh
 from redream.cameras import Camera, camera_rays, cameras_at, orbit
 from redream.colors import srgb_to_linear
 from redream.images import Rendering, composite
+from redream.meshes.assets import load_mesh, turn_mesh
 from redream.render.mesh import AssetViews, RendererUnavailable, gl_renderer, load_views, render_mesh, save_views
 
 RED, GREEN, BLUE = (220, 30, 30), (30, 180, 60), (40, 70, 210)

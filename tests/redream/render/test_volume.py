@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from redream.cameras import camera_rays, orbit
-from redream.config import smoke
 from redream.field.radiance_field import RadianceField
+from redream.presets import smoke
 from redream.render.volume import (
     RaySamples,
     intersect_cube,

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from redream.clip import Clip
-from redream.index_files import IndexMismatch, read_manifest
-from redream.retrieval import AssetIndex
+from redream.retrieval.index import AssetIndex
+from redream.retrieval.index_files import IndexMismatch, read_manifest
 from tests.redream.conftest import NUM_ASSETS, some_assets, unit_rows, write_index, write_tiny_index
 
 
@@ -144,7 +144,9 @@ def test_opening_follows_an_index_that_is_replaced_meanwhile(
     stale = read_manifest(index_dir)
     write_index(index_dir, unit_rows(8, num=7), unit_rows(9, num=7), clip, some_assets(7))
     answers = iter([stale])
-    monkeypatch.setattr("redream.retrieval.read_manifest", lambda path: next(answers, None) or read_manifest(path))
+    monkeypatch.setattr(
+        "redream.retrieval.index.read_manifest", lambda path: next(answers, None) or read_manifest(path)
+    )
     assert len(AssetIndex.open(index_dir, clip).assets) == 7
 
 

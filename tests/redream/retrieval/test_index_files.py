@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from redream import index_files
 from redream.clip import Clip
-from redream.index_files import (
+from redream.retrieval import index_files
+from redream.retrieval.index import AssetIndex
+from redream.retrieval.index_files import (
     ASSET_SCHEMA,
     IndexMismatch,
     check_files,
@@ -23,7 +24,6 @@ from redream.index_files import (
     seal_files,
     write_manifest,
 )
-from redream.retrieval import AssetIndex
 from tests.redream.conftest import some_assets, unit_rows, write_index, write_tiny_index
 
 

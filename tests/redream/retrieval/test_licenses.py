@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from redream.licenses import attribution, is_allowed, license_codes, license_name, parse_licenses
-from redream.neighbors import Asset
+from redream.records import Asset
+from redream.retrieval.licenses import attribution, is_allowed, license_codes, license_name, parse_licenses
 
 
 @pytest.mark.parametrize(

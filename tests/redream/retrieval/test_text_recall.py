@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from redream import text_recall
-from redream.text_recall import EXACT, SCANN, allowed_nearest, open_recall, pack_codes, train_recall
+from redream.retrieval import text_recall
+from redream.retrieval.text_recall import EXACT, SCANN, allowed_nearest, open_recall, pack_codes, train_recall
 from tests.redream.conftest import unit_rows
 
 NUM_ROWS, DIM = 3000, 33  # an odd number of codes

@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import save_file
 
 from redream.clip import Clip
-from redream.text_tower import HUB, TextTower, _clip_tokenizer, open_text_tower
+from redream.retrieval.text_tower import HUB, TextTower, _clip_tokenizer, open_text_tower
 from redream.weights import weights_path
 
-PROMPTS = Path(__file__).parents[3] / "shared/data/prompts"
+PROMPTS = Path(__file__).parents[4] / "shared/data/prompts"
 TEXTS = [
     "a turquoise robot", "A  DSLR photo of\ta corgi, wearing a beret!!", "it's 1234 o'clock — you’ll see", "", "?",
     "naïve café Ünïcode 漢字 🙂 &amp;lt;b&gt;", "mojibake: schÃ¶n", "x" * 500, "word " * 200, "<end_of_text> behind",
@@ -79,7 +79,7 @@ def test_weights_in_a_file_of_a_known_architecture_are_read(tmp_path: Path, monk
     configs.mkdir(parents=True)
     (configs / "Tiny.json").write_text(json.dumps(TINY))
     shutil.copy(Path(open_clip.__file__).with_name("bpe_simple_vocab_16e6.txt.gz"), configs.parent)
-    monkeypatch.setattr("redream.text_tower._open_clip_folder", lambda: configs.parent)
+    monkeypatch.setattr("redream.retrieval.text_tower._open_clip_folder", lambda: configs.parent)
     ours = tower(f"Tiny/{folder / 'open_clip_model.safetensors'}")
     np.testing.assert_array_equal(ours.embed_prompt("an owl"), tower(str(folder)).embed_prompt("an owl"))
     assert ours.identity.startswith("Tiny@")
@@ -157,8 +157,8 @@ def test_weights_under_other_names_or_damaged_are_left_to_open_clip(tmp_path: Pa
 
 def test_a_search_imports_neither_torch_nor_open_clip():
     code = (
-        "import sys; import redream.retrieval, tasks.searching, flows.cli;"
-        "from redream.text_tower import open_text_tower;"
+        "import sys; import redream.retrieval.index, tasks.machinery.searching, flows.command.app;"
+        "from redream.retrieval.text_tower import open_text_tower;"
         "open_text_tower('mini:clip-retrieval').embed_prompt('an owl');"
         "assert not {'torch', 'open_clip', 'transformers', 'prefect', 'mlflow'} & set(sys.modules), sorted(sys.modules)"
     )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tasks import progress
-from tasks.progress import Stopped, duration, stop_requested, track, waiting
+from tasks.machinery import progress
+from tasks.machinery.progress import Stopped, duration, stop_requested, track, waiting
 
 
 def test_plain_lines_tell_the_time_left_and_leave_standard_output_alone(

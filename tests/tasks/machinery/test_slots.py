@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from tasks.slots import NUM_SLOTS, SLOTS_FOLDER, asked_slots, gpu_slot, slots_folder
+from tasks.machinery.slots import NUM_SLOTS, SLOTS_FOLDER, asked_slots, gpu_slot, slots_folder
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from tasks.slots import gpu_slot
+from tasks.machinery.slots import gpu_slot
 with gpu_slot(Path(sys.argv[1]), int(sys.argv[2])) as number:
     print(number, flush=True)
     time.sleep(600)

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from redream.config import smoke
-from tasks.store import MANIFEST, Output, StageKey, Store, read_output, stage_key, write_json
+from redream.presets import smoke
+from tasks.machinery.store import MANIFEST, Output, StageKey, Store, read_output, stage_key, write_json
 
 RENDER = {
     "stage": "render",
@@ -55,7 +55,8 @@ def test_key_changes_with_everything_that_can_change_a_result(changes: dict[str,
 def test_key_is_the_same_in_another_order_and_another_process() -> None:
     one = stage_key("s", 1, {"a": 1, "b": (1.5, "x")}, {"p": "1", "q": "2"})
     other = stage_key("s", 1, {"b": [1.5, "x"], "a": 1}, {"q": "2", "p": "1"})
-    code = "from tasks.store import stage_key; print(stage_key('s',1,{'a':1,'b':(1.5,'x')},{'p':'1','q':'2'}).digest)"
+    call = "stage_key('s',1,{'a':1,'b':(1.5,'x')},{'p':'1','q':'2'})"
+    code = f"from tasks.machinery.store import stage_key; print({call}.digest)"
     elsewhere = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     assert one.digest == other.digest == elsewhere
 
@@ -108,8 +109,8 @@ def test_kill_between_write_and_rename_leaves_nothing_complete(tmp_path: Path) -
     code = f"""
 import os, sys
 from pathlib import Path
-import tasks.store as store_module
-from tasks.store import Store, stage_key
+import tasks.machinery.store as store_module
+from tasks.machinery.store import Store, stage_key
 os.rename = lambda *_: os.kill(os.getpid(), 9)
 store, key = Store(Path({str(tmp_path)!r})), stage_key("s", 1, {{}}, {{}})
 folder, checkpoint = store.begin(key)
@@ -148,7 +149,7 @@ def test_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     code = f"""
 import os
 from pathlib import Path
-from tasks.store import Store, stage_key
+from tasks.machinery.store import Store, stage_key
 with Store(Path({str(tmp_path)!r})).lock(stage_key("s", 1, {{}}, {{}})):
     os.kill(os.getpid(), 9)
 """

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from redream.gallery import GalleryItem
-from tasks.gallery import MAX_PICTURES, gallery_markdown
+from redream.pages.gallery import GalleryItem
+from tasks.results.gallery import MAX_PICTURES, gallery_markdown
 
 
 def test_each_object_has_a_row_whose_texts_are_no_markup() -> None:

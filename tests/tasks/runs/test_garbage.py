@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from tasks.garbage import delete_garbage, find_garbage
-from tasks.records import ALIVE_LOCK
-from tasks.store import Output, StageKey, Store, stage_key
+from tasks.machinery.store import Output, StageKey, Store, stage_key
+from tasks.runs.garbage import delete_garbage, find_garbage
+from tasks.runs.records import ALIVE_LOCK
 
 
 def make(out: Path, value: int, size: int = 10) -> Output:
@@ -75,7 +75,7 @@ def test_nothing_is_deleted_while_a_run_is_under_way_or_has_it_locked(tmp_path: 
 
 def test_command_deletes_only_when_told(tmp_path: Path) -> None:
     output = make(tmp_path, 1)
-    command = [sys.executable, "-m", "flows.cli", "gc", "--out", str(tmp_path), "--json"]
+    command = [sys.executable, "-m", "flows.command", "gc", "--out", str(tmp_path), "--json"]
     listed = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
     assert [each["path"] for each in listed["garbage"]] == [output.folder]
     assert listed["deleted"] == []

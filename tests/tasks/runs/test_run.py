@@ -13,13 +13,14 @@ from urllib.parse import quote
 import pytest
 from mlflow.tracking import MlflowClient
 
-from redream.config import flatten, smoke
-from tasks.progress import stop_requested
-from tasks.records import finished_stage, list_runs, read_run
-from tasks.runs import PICTURE, Run, open_run, record_result, record_start, settle_crashed
-from tasks.stage import run_stage
-from tasks.store import stage_key
-from tasks.tracking import Tracker, default_tracking_uri, drain
+from redream.overrides import flatten
+from redream.presets import smoke
+from tasks.machinery.progress import stop_requested
+from tasks.machinery.store import stage_key
+from tasks.runs.records import finished_stage, list_runs, read_run
+from tasks.runs.run import PICTURE, Run, open_run, record_result, record_start, settle_crashed
+from tasks.runs.stage import run_stage
+from tasks.tracking.tracker import Tracker, default_tracking_uri, drain
 
 
 @pytest.fixture(autouse=True)
@@ -146,10 +147,10 @@ def die_in_a_run(out: Path, uri: str, before: str = "") -> str:
     code = f"""
 import os
 from pathlib import Path
-from redream.config import smoke
-from tasks.runs import open_run
-from tasks.stage import run_stage
-from tasks.store import stage_key
+from redream.presets import smoke
+from tasks.runs.run import open_run
+from tasks.runs.stage import run_stage
+from tasks.machinery.store import stage_key
 {before}
 with open_run("generate", "a red cube", 0, smoke(), {{"prompt": "a red cube"}}, Path({str(out)!r})) as run:
     run_stage(run, stage_key("render", 1, {{}}, {{}}), {{}}, lambda work: {{"answer": 1}})
@@ -199,7 +200,7 @@ def test_run_that_crashed_before_its_folder_was_moved_is_in_nobody_s_way(
 
 
 def test_run_that_dies_before_mlflow_knows_it_has_a_record(tmp_path: Path, tracking_uri: str) -> None:
-    before = "import tasks.runs; tasks.runs.Tracker.create = lambda *_, **__: os.kill(os.getpid(), 9)"
+    before = "import tasks.runs.run; tasks.runs.run.Tracker.create = lambda *_, **__: os.kill(os.getpid(), 9)"
     crashed = read_run(tmp_path, die_in_a_run(tmp_path, tracking_uri, before))
     assert (crashed["state"], crashed["stages"]) == ("crashed", {})
     one_run(tmp_path)  # closes it, and finds nothing to close in MLflow
@@ -217,7 +218,7 @@ def test_stages_in_other_threads_hear_that_their_run_is_stopped_and_not_that_it_
 def test_run_under_way_is_running_for_everybody(tmp_path: Path) -> None:
     with open_run("test", "a red cube", 0, smoke(), {"prompt": "a red cube"}, tmp_path) as run:
         assert read_run(tmp_path, run.run_id)["state"] == "running"
-        command = [sys.executable, "-m", "flows.cli", "runs", "--json", "--out", str(tmp_path)]
+        command = [sys.executable, "-m", "flows.command", "runs", "--json", "--out", str(tmp_path)]
         (seen,) = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
         assert seen["state"] == "running"
     assert read_run(tmp_path, run.run_id)["state"] == "finished"

@@ -14,11 +14,11 @@ from mlflow.entities import Run as MlflowRun
 from mlflow.tracking import MlflowClient
 from prefect.client.schemas.objects import State
 
-from tasks.progress import Stopped, stop_requested
-from tasks.runs import Run
-from tasks.stage import Work, is_passing, run_stage, stage_seed
-from tasks.store import Output, stage_key
-from tasks.tracking import experiment_id
+from tasks.machinery.progress import Stopped, stop_requested
+from tasks.machinery.store import Output, stage_key
+from tasks.runs.run import Run
+from tasks.runs.stage import Work, is_passing, run_stage, stage_seed
+from tasks.tracking.tracker import experiment_id
 
 
 @dataclass(frozen=True)

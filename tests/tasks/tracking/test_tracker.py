@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
 
-from tasks.notes import comparison
-from tasks.spool import Outbox
-from tasks.tracking import (
+from tasks.tracking.run_description import comparison
+from tasks.tracking.spool import Outbox
+from tasks.tracking.tracker import (
     START_PATIENCE,
     Tracker,
     Tracking,
@@ -161,7 +161,7 @@ def test_outbox_of_a_killed_process_is_delivered_by_another(mlflow_folder: Path,
     code = f"""
 import os, time
 from pathlib import Path
-from tasks.tracking import Tracker, open_tracking
+from tasks.tracking.tracker import Tracker, open_tracking
 tracker = Tracker.start(open_tracking("http://127.0.0.1:9", Path({str(tmp_path)!r})), "killed", {{}})
 tracker.log_final({{"loss": 1.5}})
 os.kill(os.getpid(), 9)
@@ -235,7 +235,7 @@ def test_event_that_was_delivered_before_the_kill_is_not_doubled(tracking: Track
 
 
 def test_event_that_mlflow_refuses_holds_up_no_other(tracking: Tracking, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, logger="tasks.tracking"):
+    with caplog.at_level(logging.WARNING, logger="tasks.tracking.tracker"):
         deleted = Tracker(tracking, "0" * 32)
         deleted.log_final({"loss": 1.0})
         tracker = Tracker.start(tracking, "next", {})

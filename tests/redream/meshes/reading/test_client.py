@@ -1,4 +1,4 @@
-"""Laws of `redream.mesh_files.apart`: whatever a file does to its reader, the caller gets a sentence and goes on."""
+"""Laws of the reader's client: whatever a file does to its reader, the caller gets a sentence and goes on."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import trimesh
 
-from redream.assets import AssetError, load_mesh
-from redream.config import MeshLimits
-from redream.mesh_files import apart
-from redream.scenes import scene_parts, scene_vertices
+from redream.meshes.assets import AssetError, load_mesh
+from redream.meshes.reading import client
+from redream.meshes.scenes import scene_parts, scene_vertices
+from redream.settings import MeshLimits
 
 
 @pytest.fixture
@@ -44,8 +44,8 @@ def refusal(path: Path, limits: MeshLimits) -> str:
 
 
 def server_pid() -> int:
-    assert apart._server is not None
-    return apart._server.process.pid
+    assert client._server is not None
+    return client._server.process.pid
 
 
 def children(pid: int) -> list[int]:
@@ -56,7 +56,7 @@ def test_a_file_over_the_time_limit_is_stopped_and_the_next_one_opens(endless: P
     load_mesh(box)
     started = time.monotonic()
     assert "takes longer than the allowed 1 s" in refusal(endless, MeshLimits(seconds=1))
-    assert time.monotonic() - started < apart.clock_seconds(MeshLimits(seconds=1)) + apart.GRACE_SECONDS
+    assert time.monotonic() - started < client.clock_seconds(MeshLimits(seconds=1)) + client.GRACE_SECONDS
     assert len(scene_parts(load_mesh(box))) == 1
 
 
@@ -84,7 +84,7 @@ def test_the_end_of_the_server_is_survived(box: Path) -> None:
     load_mesh(box)
     first = server_pid()
     os.kill(first, signal.SIGKILL)
-    until(lambda: apart._server is None or apart._server.process.poll() is not None)
+    until(lambda: client._server is None or client._server.process.poll() is not None)
     assert len(scene_parts(load_mesh(box))) == 1
     assert server_pid() != first
 
@@ -124,7 +124,7 @@ def test_a_forked_process_starts_its_own_server(box: Path) -> None:
         try:
             load_mesh(box)
             status = 0 if server_pid() != first else 2
-            apart.stop_server()
+            client.stop_server()
         finally:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
@@ -135,7 +135,7 @@ def test_a_forked_process_starts_its_own_server(box: Path) -> None:
 def test_stopping_leaves_no_process(box: Path) -> None:
     load_mesh(box)
     pid = server_pid()
-    apart.stop_server()
+    client.stop_server()
     assert not Path(f"/proc/{pid}").exists()
 
 

@@ -16,11 +16,11 @@ import pytest
 import trimesh
 from PIL import Image
 
-from redream.config import MeshLimits
-from redream.mesh_files.folder import Folder
-from redream.mesh_files.gltf import read_gltf
-from redream.mesh_files.refusal import Refused
-from redream.mesh_files.textures import MAX_SIZE
+from redream.meshes.reading.folder import Folder
+from redream.meshes.reading.gltf import read_gltf
+from redream.meshes.reading.refusal import Refused
+from redream.meshes.reading.textures import MAX_SIZE
+from redream.settings import MeshLimits
 
 SQUARE = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]], dtype=np.float32)
 TRIANGLES = np.array([[0, 1, 2], [0, 2, 3]])

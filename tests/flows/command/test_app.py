@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import cli
+from flows.command import app
 
 
 def redream(
@@ -17,9 +17,9 @@ def redream(
 ) -> tuple[int, str, str]:
     """Run the command in this process, which must come to an end before it needs a server; see what it says."""
     monkeypatch.setattr(sys, "argv", ["redream", *arguments])
-    monkeypatch.setattr("flows.environment.start_own_server", lambda: pytest.fail("a server was started"))
+    monkeypatch.setattr("flows.processes.environment.start_own_server", lambda: pytest.fail("a server was started"))
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        app.main()
     captured = capsys.readouterr()
     code = ended.value.code
     return (code if isinstance(code, int) else 0), captured.out, captured.err
@@ -78,7 +78,7 @@ def test_file_that_is_no_mesh_is_refused_before_anything_starts(
 ) -> None:
     (tmp_path / "broken mesh.glb").write_bytes(b"glTF but not really")
     arguments = ["generate", "cube", "--asset", str(tmp_path / "broken mesh.glb"), "--out", str(tmp_path / "out")]
-    monkeypatch.setattr("flows.request.weights_path", lambda model: model)
+    monkeypatch.setattr("flows.requests.request.weights_path", lambda model: model)
     code, out, err = redream(arguments, capsys, monkeypatch)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "broken mesh.glb" in err
@@ -89,7 +89,7 @@ def test_output_folder_that_cannot_be_written_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr("flows.request.weights_path", lambda model: model)
+    monkeypatch.setattr("flows.requests.request.weights_path", lambda model: model)
     code, out, err = redream(["generate", "cube", "--out", str(tmp_path / "file" / "out")], capsys, monkeypatch)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "cannot be written" in err
@@ -120,7 +120,7 @@ def test_runs_are_listed_as_they_are_recorded(
 
 
 def test_help_names_every_command() -> None:
-    done = subprocess.run([sys.executable, "-m", "flows.cli", "--help"], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-m", "flows.command", "--help"], capture_output=True, text=True, check=True)
     for command in (
         "generate",
         "search",

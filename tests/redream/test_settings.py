@@ -3,7 +3,10 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from redream.config import PRESETS, DistillConfig, Linear, RunConfig, flatten, mini, with_overrides
+from redream.limits import Linear
+from redream.overrides import flatten, with_overrides
+from redream.presets import PRESETS, mini
+from redream.settings import DistillConfig, RunConfig
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -1,0 +1,119 @@
+"""Commands that look at what was made and tidy it up: runs, show, ui, sync, gc."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.command.options import AsJson, Out, RunId
+from flows.command.running import print_json
+from flows.command.tables import (
+    again,
+    console,
+    print_garbage,
+    print_run,
+    runs_table,
+)
+from flows.processes.environment import prepare_environment
+from flows.requests.request import (
+    DEFAULT_OUT,
+    checked_out,
+)
+from tasks.runs.garbage import delete_garbage, find_garbage
+from tasks.runs.records import UNFINISHED, list_runs, read_run
+
+
+def runs(
+    failed: Annotated[bool, typer.Option("--failed", help="Only those that failed, stopped or crashed.")] = False,
+    out: Out = DEFAULT_OUT,
+    as_json: AsJson = False,
+) -> None:
+    """List the runs, the oldest first."""
+    records = [record for record in list_runs(Path(out)) if not failed or record["state"] in UNFINISHED]
+    if as_json:
+        print_json(records)
+        return
+    console().print(runs_table(records) if records else f"no runs in {out}")
+
+
+def show(run: RunId, out: Out = DEFAULT_OUT, as_json: AsJson = False) -> None:
+    """Show a run: its stages, figures and files, and how to run it again."""
+    record = read_run(Path(out).absolute(), run)
+    if as_json:
+        print_json({**record, "again": again(record, out)})
+    else:
+        print_run(record, out)
+
+
+def sync(out: Out = DEFAULT_OUT, as_json: AsJson = False) -> None:
+    """Deliver to MLflow what it could not take before, and close what has crashed."""
+    folder = checked_out(out)
+    prepare_environment(folder)
+    from tasks.runs.run import settle_crashed
+    from tasks.tracking.tracker import default_tracking_uri, deliver_leftovers, drain, open_tracking
+
+    delivered, waiting = deliver_leftovers(open_tracking(default_tracking_uri(folder), folder))
+    crashed = settle_crashed(folder)
+    drain()
+    if as_json:
+        print_json({"delivered": delivered, "waiting": waiting, "crashed": crashed})
+    else:
+        print(f"{delivered} events delivered, {waiting} still wait; {len(crashed)} crashed runs closed")
+    if waiting:
+        raise typer.Exit(1)
+
+
+def gc(
+    yes: Annotated[bool, typer.Option("--yes", help="Delete what is listed.")] = False,
+    out: Out = DEFAULT_OUT,
+    as_json: AsJson = False,
+) -> None:
+    """List the stage outputs that no run needs; runs are kept as long as their folder is there."""
+    folder = Path(out).absolute()
+    found = find_garbage(folder)
+    deleted = delete_garbage(folder, found) if yes else []
+    if as_json:
+        print_json({"garbage": [asdict(each) for each in found], "deleted": [each.path for each in deleted]})
+    else:
+        print_garbage(found, len(deleted), yes)
+
+
+def ui(
+    out: Out = DEFAULT_OUT,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 5000,
+) -> None:
+    """Open MLflow on this machine, until Ctrl-C."""
+    folder = Path(out).absolute()
+    if not (folder / "mlflow.db").is_file():
+        raise ValueError(f"no runs in {out}; make one with `redream generate`")
+    prepare_environment(folder)
+    # By default it starts 15 processes and takes 3 GiB; this needs two and a half.
+    os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
+    from tasks.tracking.tracker import open_tracking, runs_address
+
+    tracking = open_tracking(f"sqlite:///{folder / 'mlflow.db'}", folder)
+    print(f"MLflow: {runs_address(f'http://127.0.0.1:{port}', tracking)}  (Ctrl-C ends it)", flush=True)
+    os.execv(
+        sys.executable,
+        [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--workers",
+            "1",
+            "--backend-store-uri",
+            f"sqlite:///{folder / 'mlflow.db'}",
+            "--artifacts-destination",
+            (folder / "mlartifacts").as_uri(),
+        ],
+    )

