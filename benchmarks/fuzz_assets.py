@@ -30,9 +30,9 @@ from redream.meshes.assets import AssetError, load_mesh, normalize_mesh
 from redream.meshes.reading.client import stop_server
 from redream.meshes.reading.gltf import split_glb
 from redream.meshes.scenes import scene_parts, scene_vertices
+from redream.records import MESH_SUFFIXES
 from redream.settings import MeshLimits
 
-SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl")
 LIMITS = MeshLimits(seconds=10, memory_bytes=2**30)
 NUMBERS: list[Any] = [-1, 0, 1, 2, 3, 255, 2**16, 2**31 - 1, 2**31, 2**32, 2**53, 10**30, 0.5, -0.0, 1e-40, 1e38, 1e308]
 OTHERS: list[Any] = [None, True, "", "../x", "data:,", [], {}, [[]], "a" * 1000]
@@ -164,7 +164,7 @@ def _only_companions(source: Path) -> Any:
     """Copy what lies beside a glTF in a folder of its own; files that stand in one folder together need nothing."""
 
     def ignored(folder: str, names: list[str]) -> list[str]:
-        is_shared = sum(name.lower().endswith(SUFFIXES) for name in names) > 1 and Path(folder) == source.parent
+        is_shared = sum(name.lower().endswith(MESH_SUFFIXES) for name in names) > 1 and Path(folder) == source.parent
         return names if is_shared else [name for name in names if name == source.name]
 
     return ignored
@@ -196,7 +196,7 @@ def _cause(sentence: str) -> str:
 
 def good_files(folder: Path, work: Path) -> list[Path]:
     """Return the mesh files of a folder, and a PLY and an STL of each kind, which real collections have fewer of."""
-    files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES]
+    files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in MESH_SUFFIXES]
     ball = trimesh.creation.icosphere(2)
     ball.visual = ColorVisuals(ball, vertex_colors=np.arange(4 * len(ball.vertices)).reshape(-1, 4) % 256)
     made = {"binary.ply": {"encoding": "binary"}, "text.ply": {"encoding": "ascii"}, "binary.stl": {}}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from redream.meshes.reading.reader import SUFFIXES
+from redream.records import MESH_SUFFIXES
 from redream.retrieval.index import AssetIndex
 from redream.retrieval.index_files import check_files
 from redream.retrieval.text_recall import float_blocks
@@ -104,7 +104,7 @@ def _strays(index: AssetIndex) -> tuple[list[str], list[str]]:
     missing = [path for path in paths if not (root / path).is_file()]
     if not root.is_dir() or index.manifest.catalog == "objaverse":  # its cache holds whatever was ever fetched
         return missing, []
-    meshes = (path.relative_to(root).as_posix() for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
+    meshes = (path.relative_to(root).as_posix() for path in root.rglob("*") if path.suffix.lower() in MESH_SUFFIXES)
     return missing, sorted(path for path in meshes if path not in known)
 
 

@@ -28,12 +28,14 @@ from torch.nn.functional import interpolate
 
 from redream.colors import srgb_to_linear
 from redream.images import to_images, to_rgb, to_uint8
+from redream.records import Neighbor
 from redream.settings import ExportConfig
 
 DensityAndColor = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (positions, directions) -> (sigmas, rgb)
 Frames = Float[Tensor, "time height width 3"] | UInt8[np.ndarray, "time height width 3"]
 
 POINTS_PER_CHUNK = 2**17
+ATTRIBUTION = ("asset_id", "caption", "source", "license", "author")
 SPECK_SHARE = 0.01  # of the largest component's volume
 
 
@@ -59,6 +61,12 @@ def export_mesh(
     inside = surface.vertices - surface.vertex_normals * (radius / config.mesh_resolution)
     rgb = _colors(density_and_color, inside, -surface.vertex_normals, device)
     write_aside(path, encode_glb(surface, rgb, extras or {}))
+
+
+def provenance(prompt: str, neighbors: Sequence[Neighbor]) -> dict[str, Any]:
+    """Return what a mesh says of its origin: the prompt, and the retrieved assets with their authors and licences."""
+    assets = [{name: getattr(neighbor.asset, name) for name in ATTRIBUTION} for neighbor in neighbors]
+    return {"prompt": prompt, "generator": "ReDream", "retrieved_assets": assets}
 
 
 def field_surface(

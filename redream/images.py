@@ -58,8 +58,3 @@ def image_grid(rgb: Float[Tensor, "batch height width channels"], columns: int) 
 
 def save_png(path: Path | str, rgb: Float[Tensor, "height width channels"]) -> None:
     Image.fromarray(to_uint8(rgb)).save(path)
-
-
-def load_png(path: Path | str) -> Float[Tensor, "height width 3"]:
-    with Image.open(path) as image:
-        return torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32) / 255.0)

@@ -15,13 +15,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import trimesh
 from jaxtyping import Float
 from torch import Tensor
 
 from redream.cameras import Camera, orbit
 from redream.clip import Clip
-from redream.meshes.assets import turn_mesh
 from redream.settings import OrientationConfig
 
 VIEWS = ("front", "side", "back")
@@ -58,11 +56,6 @@ def find_front(
 def ring_cameras(config: OrientationConfig, image_size: int) -> Camera:
     """Return the ring of poses, the first at azimuth 0; `image_size` in pixels, best the CLIP's own."""
     return orbit(config.num_poses, config.elevation_deg, RING_DISTANCE, RING_FOVY_DEG, image_size)
-
-
-def align_front(scene: trimesh.Scene, orientation: Orientation) -> trimesh.Scene:
-    """Turn a scene so that the front found faces +x."""
-    return turn_mesh(scene, -orientation.azimuth_deg)
 
 
 def front_evidence(view_scores: Float[Tensor, "poses 3"]) -> Float[Tensor, " poses"]:

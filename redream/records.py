@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 UpAxis = Literal["+Y", "+Z"]
+MESH_SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl")  # of the files that can be read
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from redream.seeds import stage_seed
 from redream.settings import RunConfig
 from redream.weights import weights_digest
 from tasks.machinery.slots import choose_device
@@ -27,7 +28,6 @@ from tasks.runs.stage import (
     primed,
     run_stage,
     share_cores,
-    stage_seed,
 )
 
 if TYPE_CHECKING:

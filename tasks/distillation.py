@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from redream.seeds import stage_seed
 from redream.settings import DistillConfig, FieldConfig, RunConfig
 from redream.weights import weights_digest
 from tasks.machinery.progress import Stopped
@@ -29,7 +30,6 @@ from tasks.runs.stage import (
     loading,
     run_stage,
     share_cores,
-    stage_seed,
 )
 
 if TYPE_CHECKING:

@@ -31,7 +31,6 @@ STAGE_VERSION = 3
 MESH, TURNTABLE, POSTER = "mesh.glb", "turntable.mp4", "poster.png"
 ASSET_VIEWS = 60  # of each asset's turntable
 ORBIT_SETTINGS = ("num_views", "elevation_deg", "camera_distance", "fovy_deg", "background")
-ATTRIBUTION = ("asset_id", "caption", "source", "license", "author")
 
 
 @task(
@@ -69,14 +68,13 @@ def export(
         with loading:
             import redream.meshes.assets
             import redream.render.mesh  # noqa: F401 (for the assets' turntables)
-            from redream.export import export_mesh, save_turntable, side_by_side
+            from redream.export import export_mesh, provenance, save_turntable, side_by_side
             from redream.images import save_png
 
         share_cores(num_concurrent)
         device = choose_device()
         neighbors = list(load_aligned(retrieval, orientation).neighbors) if retrieval and orientation else []
-        attribution = [{name: getattr(neighbor.asset, name) for name in ATTRIBUTION} for neighbor in neighbors]
-        extras = {"prompt": run.prompt, "generator": "ReDream", "retrieved_assets": attribution}
+        extras = provenance(run.prompt, neighbors)
         with loading:
             fields = load_particles(particles, config.field, device)
         for number, particle in enumerate(track(fields, "meshes", len(fields))):

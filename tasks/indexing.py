@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from redream.mini import CATALOG_SEED, VARIANTS_PER_PAIR
 from redream.settings import DownloadConfig, MeshLimits, RetrievalConfig
 from redream.weights import weights_digest
 from tasks.machinery.progress import say, track, waiting
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
     from redream.clip import Clip
 
 STAGE_VERSION = 3
-CATALOG_SEED = 0
-VARIANTS_PER_PAIR = 3  # 128 pairs of category and colour make 384 assets
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

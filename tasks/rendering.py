@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from redream.seeds import stage_seed
 from redream.settings import CameraConfig, MeshLimits, RenderConfig
 from tasks.machinery.store import Output, stage_key
 from tasks.orientation import load_aligned
 from tasks.runs.run import Run
-from tasks.runs.stage import RETRIES, RETRY_DELAYS, Work, is_passing, run_stage, stage_seed
+from tasks.runs.stage import RETRIES, RETRY_DELAYS, Work, is_passing, run_stage
 
 if TYPE_CHECKING:
     from redream.render.mesh import AssetViews

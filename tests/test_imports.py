@@ -12,12 +12,13 @@ ROOMS = {  # of each package, from the bottom; a module imports its own room and
     "redream": (
         {"limits"},
         {"settings"},
-        {"presets", "records", "versions", "weights", "cameras", "colors", "images"},
+        {"presets", "records", "versions", "weights", "cameras", "colors", "images", "seeds"},
         {"overrides"},
         {"clip", "meshes", "render"},
         {"retrieval", "orientation", "field", "prior"},
         {"distill"},
         {"metrics", "export", "pages"},
+        {"pipeline"},
         {"mini"},  # makes weights and catalogs with whatever it needs; nothing of the method imports it
     ),
     "index_build": ({"download"}, {"catalogs", "views", "embeddings"}, {"build", "check"}),

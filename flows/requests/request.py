@@ -19,6 +19,7 @@ from typing import Any
 
 from redream.overrides import with_overrides
 from redream.presets import PRESETS
+from redream.records import MESH_SUFFIXES
 from redream.settings import Method, RunConfig
 from redream.weights import clip_identity, weights_path
 
@@ -26,7 +27,6 @@ DEFAULT_OUT = os.environ.get("REDREAM_OUT") or "redream-out"
 RUNNERS = ("local", "dask", "ray")
 MAX_PROMPT_CHARS = 1000
 MAX_ASSETS = 20
-MESH_SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,8 +18,7 @@ from index_build.catalogs.captions import CaptionRow, clean_text, read_captions
 from index_build.catalogs.catalog import Catalog, allowed_assets
 from index_build.catalogs.digests import FileDigest
 from index_build.catalogs.gltf_head import gltf_json
-from redream.meshes.reading.reader import SUFFIXES
-from redream.records import Asset, UpAxis
+from redream.records import MESH_SUFFIXES, Asset, UpAxis
 
 # File names that say nothing, as Sketchfab's and Blender's exports have them; the folder's name then speaks.
 _BLANK_NAMES = {"scene", "model", "mesh", "object", "untitled", "source", "output", "export"}
@@ -66,7 +65,7 @@ def mesh_files(root: Path, dropped: Counter[str]) -> Iterator[str]:
                 dropped[reason] += 1
                 folders.remove(name)
         for name in names:
-            if os.path.splitext(name)[1].lower() not in SUFFIXES:
+            if os.path.splitext(name)[1].lower() not in MESH_SUFFIXES:
                 continue
             path = Path(place, name)
             if reason := _unusable(path, root):
@@ -93,7 +92,7 @@ def _unusable(path: Path, root: Path) -> str:
         if not target.is_relative_to(root):
             return "link out of the folder"
         inside = target.relative_to(root)
-        if target.suffix.lower() in SUFFIXES and not any(map(_is_hidden, inside.parts)):
+        if target.suffix.lower() in MESH_SUFFIXES and not any(map(_is_hidden, inside.parts)):
             return "link to a file that is listed"
     if not path.is_file():
         return "no regular file"

@@ -17,16 +17,13 @@ from pathlib import Path
 from index_build.catalogs.catalog import Catalog, allowed_assets
 from index_build.catalogs.digests import FileDigest
 from index_build.catalogs.folder import open_folder
+from redream.mini import CATALOG_SEED, VARIANTS_PER_PAIR
 from redream.records import Asset, UpAxis
 from redream.retrieval.licenses import check_licenses
 from redream.settings import DownloadConfig
 from redream.weights import default_cache_dir
 
 FIELDS = ("uid", "file", "caption", "license", "author", "source")
-
-MINI_SEED = 0
-
-MINI_VARIANTS = 3
 
 
 def open_catalog(
@@ -84,7 +81,7 @@ def mini_folder(cache_dir: Path) -> Path:
         cache_dir.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=".mini.", dir=cache_dir))
         try:
-            catalog.write_catalog(aside, seed=MINI_SEED, num_variants=MINI_VARIANTS)
+            catalog.write_catalog(aside, seed=CATALOG_SEED, num_variants=VARIANTS_PER_PAIR)
             aside.chmod(0o755)  # mkdtemp's folder is private
             try:
                 aside.rename(folder)

@@ -49,11 +49,6 @@ class RadianceField(nn.Module):
         hidden = [BACKGROUND_HIDDEN_DIM] * 2
         self.background_network = _perceptron([9, *hidden, 3], generator)
 
-    @property
-    def aabb(self) -> Float[Tensor, "2 3"]:
-        radius = self.config.radius
-        return torch.tensor([[-radius] * 3, [radius] * 3], device=self.encoding.table.device)
-
     def density_and_color(
         self, positions: Float[Tensor, "num 3"], directions: Float[Tensor, "num 3"] | None = None
     ) -> tuple[Float[Tensor, " num"], Float[Tensor, "num 3"]]:

@@ -1,4 +1,4 @@
-"""The content-addressed store: where finished stages lie, and how one is recognised (house: "Stages, their outputs").
+"""The content-addressed store: where finished stages lie, and how one is recognised.
 
 A stage's key is the hash of what can change its result: its name and version, its settings, and the digests of its
 inputs; never a path, a device or a thread count. Its output lies in `<root>/<stage>/<aa>/<key>/`. It is made in

@@ -7,7 +7,6 @@ Retries are decided here as well: only for causes that may pass.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import os
@@ -126,11 +125,6 @@ def run_stage(
     _track_cached(run, key, found)
     say(f"{key.stage}: reused")
     return cast(Output, Completed(name="Cached", message=f"{key.stage} {key.digest}", data=found))
-
-
-def stage_seed(seed: int, stage: str) -> int:
-    """Return a stage's own seed, so that stages draw independent numbers from one `--seed`."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{stage}".encode()).digest()[:6], "big")
 
 
 def is_passing(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:

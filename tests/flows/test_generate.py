@@ -23,6 +23,9 @@ from flows.evaluate import evaluate_runs
 from flows.generate import generate
 from flows.requests.plan import first_unfinished
 from flows.rerun import rerun
+from redream import pipeline
+from redream.overrides import with_overrides
+from redream.presets import smoke
 from tasks.results.delivery import Made
 from tasks.runs.records import finished_stage, list_runs, read_run
 from tests.flows.conftest import World
@@ -62,6 +65,17 @@ def test_run_leaves_a_mesh_a_turntable_and_a_page_that_needs_nothing_else(made: 
     assert "CC-BY-4.0" in page
     assert PROMPT not in page  # escaped
     assert not re.search(r"""(src|href)=["']?(https?:|//|/)""", page)
+
+
+def test_the_flow_and_the_plain_pipeline_make_the_same_object_bit_for_bit(
+    made: Made, out: Path, world: World, tmp_path: Path
+) -> None:
+    config = with_overrides(smoke(), world.settings)
+    report = pipeline.generate(PROMPT, config, world.index, tmp_path)
+    particles = finished_stage(out, read_run(out, made.run_id), "distill")
+    assert (tmp_path / "particle.safetensors").read_bytes() == particles.path("particle_0.safetensors").read_bytes()
+    assert (tmp_path / "mesh.glb").read_bytes() == Path(made.mesh).read_bytes()
+    assert report.summary() == made.metrics
 
 
 def test_mlflow_has_a_parent_and_one_nested_run_per_stage(made: Made, tracking_uri: str) -> None:

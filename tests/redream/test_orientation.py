@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import trimesh
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import Float
@@ -15,8 +14,7 @@ from torch import Tensor
 
 from redream.cameras import camera_angles
 from redream.clip import Clip
-from redream.meshes.assets import scene_vertices
-from redream.orientation import Orientation, align_front, choose_front, find_front, front_evidence, ring_cameras
+from redream.orientation import choose_front, find_front, front_evidence, ring_cameras
 from redream.settings import OrientationConfig
 
 NUM_POSES = 24
@@ -100,14 +98,6 @@ def test_the_ring_starts_in_front_and_goes_round_at_one_elevation():
     azimuth, elevation, _ = camera_angles(ring_cameras(config, 32))
     torch.testing.assert_close(azimuth % 360, torch.arange(8) * 45.0, atol=1e-3, rtol=0)
     torch.testing.assert_close(elevation, torch.full((8,), 15.0), atol=1e-3, rtol=0)
-
-
-def test_aligning_turns_the_front_to_plus_x():
-    azimuth = np.radians(40.0)
-    nose = np.array([np.cos(azimuth), np.sin(azimuth), 0.0])
-    scene = trimesh.Scene(trimesh.Trimesh(np.array([nose, [0, 0, 1], [0, 0, -1]]), [[0, 1, 2]], process=False))
-    orientation = Orientation(azimuth_deg=40.0, margin=1.0, has_clear_front=True, scores=())
-    np.testing.assert_allclose(scene_vertices(align_front(scene, orientation))[0], [1, 0, 0], atol=1e-9)
 
 
 def test_find_front_scores_the_renders_in_the_order_of_the_ring(tiny_clip_folder: Path, generator: torch.Generator):

@@ -21,11 +21,11 @@ from redream.meshes.reading.gltf import check_sizes, read_gltf
 from redream.meshes.reading.refusal import Refused
 from redream.meshes.reading.textures import plain_image
 from redream.meshes.scenes import Part, scene_of, scene_parts, scene_vertices
+from redream.records import MESH_SUFFIXES
 from redream.settings import MeshLimits
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl")
 
 # world (x, y, z) = y-up (z, x, y)
 WORLD_FROM_Y_UP = np.array([[0, 0, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]], dtype=np.float64)
@@ -62,8 +62,8 @@ def _file_type(path: Path, content: bytes) -> str:
     suffix = path.suffix.lower()
     if suffix == ".glb":
         raise Refused("is not a GLB file: it does not begin with the bytes 'glTF'")
-    if suffix not in SUFFIXES:
-        raise Refused(f"is no mesh that can be read; use one of {', '.join(SUFFIXES)}")
+    if suffix not in MESH_SUFFIXES:
+        raise Refused(f"is no mesh that can be read; use one of {', '.join(MESH_SUFFIXES)}")
     return suffix[1:]
 
 

@@ -110,7 +110,7 @@ def test_what_is_no_catalog_is_refused_with_what_there_could_be(tmp_path: Path):
 
 
 def test_the_miniature_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("index_build.catalogs.opening.MINI_VARIANTS", 1)
+    monkeypatch.setattr("index_build.catalogs.opening.VARIANTS_PER_PAIR", 1)
     first = open_catalog("mini", cache_dir=tmp_path)
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("mini-*/assets/*")}
     assert len(first.assets) == len(stamps) == 128 and Path(first.root).parent == tmp_path

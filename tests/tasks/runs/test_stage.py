@@ -14,10 +14,11 @@ from mlflow.entities import Run as MlflowRun
 from mlflow.tracking import MlflowClient
 from prefect.client.schemas.objects import State
 
+from redream.seeds import stage_seed
 from tasks.machinery.progress import Stopped, stop_requested
 from tasks.machinery.store import Output, stage_key
 from tasks.runs.run import Run
-from tasks.runs.stage import Work, is_passing, run_stage, stage_seed
+from tasks.runs.stage import Work, is_passing, run_stage
 from tasks.tracking.tracker import experiment_id
 
 
