@@ -7,27 +7,19 @@ import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval, Le, Lt
 
 # Limits stand in the types, where Prefect's form finds them as well (flows/requests/parameters.py).
 Count = Annotated[int, Interval(ge=1, le=10_000_000)]
-
 CountOrZero = Annotated[int, Interval(ge=0, le=10_000_000)]
-
 AtLeastOne = Annotated[int, Ge(1)]
-
 Pixels = Annotated[int, Interval(ge=8, le=4096)]
-
 Share = Annotated[float, Interval(ge=0, le=1)]
-
 NotNegative = Annotated[float, Ge(0)]
-
 Positive = Annotated[float, Gt(0)]
-
 FieldOfView = Annotated[float, Interval(gt=0, lt=180)]  # degrees
-
 Elevation = Annotated[float, Interval(ge=-90, le=90)]  # degrees
 
 COMPARISONS: dict[type, tuple[str, Callable[[Any, Any], bool]]] = {
@@ -44,9 +36,24 @@ def require_limits(section: str, settings: Any) -> None:
     """Hold the numbers of a section to the limits in their types."""
     for name, limits in _limits(type(settings)).items():
         value = getattr(settings, name)
-        compared = [(*COMPARISONS[type(limit)], getattr(limit, type(limit).__name__.lower())) for limit in limits]
-        allowed = " and ".join(f"{sign} {bound:,}" for sign, _, bound in compared)
-        require(all(holds(value, bound) for _, holds, bound in compared), f"{section}.{name}", value, allowed)
+        compared = [(COMPARISONS[type(limit)][1], _bound(limit)) for limit in limits]
+        require(all(holds(value, bound) for holds, bound in compared), f"{section}.{name}", value, _shown(limits))
+
+
+def allowed_values(section: type, name: str) -> str:
+    """Say what a setting may be: its limits or its choices; empty where only its type counts."""
+    hint = typing.get_type_hints(section)[name]
+    if typing.get_origin(hint) is Literal:
+        return ", ".join(map(str, typing.get_args(hint)))
+    return "true or false" if hint is bool else _shown(_limits(section)[name])
+
+
+def _shown(limits: list[Any]) -> str:
+    return " and ".join(f"{COMPARISONS[type(limit)][0]} {_bound(limit):,}" for limit in limits)
+
+
+def _bound(limit: Any) -> Any:
+    return getattr(limit, type(limit).__name__.lower())
 
 
 @cache

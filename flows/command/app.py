@@ -33,6 +33,7 @@ for run in (
     objects.evaluate,
     browsing.runs,
     browsing.show,
+    browsing.settings,
     objects.rerun,
     objects.batch,
     browsing.sync,

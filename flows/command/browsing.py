@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.table import Table
 
 from flows.command.options import AsJson, Out, RunId
 from flows.command.running import print_json
@@ -48,6 +49,25 @@ def show(run: RunId, out: Out = DEFAULT_OUT, as_json: AsJson = False) -> None:
         print_json({**record, "again": again(record, out)})
     else:
         print_run(record, out)
+
+
+def settings(
+    section: Annotated[str, typer.Argument(help="Such as distill.", show_default="all")] = "", as_json: AsJson = False
+) -> None:
+    """List the settings: their values in each preset, what is allowed, what they do."""
+    from redream.setting_table import all_settings, shown
+
+    found = [each for each in all_settings() if not section or each.name.startswith(f"{section.rstrip('.')}.")]
+    if not found:
+        sections = dict.fromkeys(each.name.partition(".")[0] for each in all_settings())
+        raise ValueError(f"there is no section {section!r}; the sections are {', '.join(sections)}")
+    if as_json:
+        print_json([asdict(each) for each in found])
+        return
+    table = Table("setting", *found[0].defaults, "allowed", "what it is", box=None)
+    for each in found:
+        table.add_row(each.name, *map(shown, each.defaults.values()), each.allowed, each.meaning)
+    console().print(table)
 
 
 def sync(out: Out = DEFAULT_OUT, as_json: AsJson = False) -> None:
