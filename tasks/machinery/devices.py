@@ -1,7 +1,7 @@
 """Which GPUs this process can use, and for each that it cannot, one sentence that says why and what to do.
 
 A GPU counts if CUDA shows it to this process, torch has code for it, and it has the memory that the run needs; whether
-an operation runs on it is tried by the process that takes its slot (`tasks/machinery/slots.py`), because that reserves memory.
+an operation runs on it is tried by the process that takes its slot (`slots.py` beside this), for that reserves memory.
 `REDREAM_DEVICE` (`--device`) asks for `cpu`, for `cuda`, or for one GPU such as `cuda:1`.
 """
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from redream.settings import mini, sd21
+from redream.presets import mini, sd21
 from tasks.machinery import devices
 from tasks.machinery.devices import (
     DEVICE,
