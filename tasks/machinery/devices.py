@@ -77,7 +77,10 @@ def asked_device() -> str:
     Raises:
         ValueError: it is something else.
     """
-    text = os.environ.get(DEVICE, "")
+    return checked_device(os.environ.get(DEVICE, ""))
+
+
+def checked_device(text: str) -> str:
     if text and not re.fullmatch(r"cpu|cuda(:\d{1,3})?", text):
         raise ValueError(f"--device {text!r} ({DEVICE}): choose cpu, cuda, or one GPU, such as cuda:0")
     return text
