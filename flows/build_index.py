@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from prefect import flow
+from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture, as_completed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
@@ -26,6 +28,7 @@ from tasks.indexing import (
     index_miniature,
     plan_index,
 )
+from tasks.machinery.devices import SMALL_GIB, asked_device, find_gpus
 from tasks.machinery.progress import track
 from tasks.runs.run import Run, open_run
 
@@ -76,7 +79,8 @@ def build_index(
         with build_lock(request.index_dir):
             plan = plan_index(run, request)
             started = time.monotonic()
-            shards = [embed_shard.submit(request, plan, number) for number in range(plan.num_shards)]
+            with asking_for_gpus():
+                shards = [embed_shard.submit(request, plan, number) for number in range(plan.num_shards)]
             num_reused = plan.num_assets - plan.num_pending
             for _ in track(_assets_of(shards), "index", plan.num_assets, num_reused):
                 pass
@@ -99,14 +103,42 @@ def task_runner(name: str, address: str = "") -> TaskRunner[Any]:
         if name == "dask":
             from prefect_dask import DaskTaskRunner  # pyright: ignore[reportMissingImports]  # an extra
 
-            return DaskTaskRunner(
-                address=address or None, cluster_kwargs=None if address else {"threads_per_worker": 1}
-            )
+            return DaskTaskRunner(address=address or None, cluster_kwargs=None if address else _own_cluster())
         from prefect_ray import RayTaskRunner  # pyright: ignore[reportMissingImports]  # an extra
 
         return RayTaskRunner(address=address or None, init_kwargs={} if address else {"include_dashboard": False})
     except ImportError as error:
         raise ValueError(f"--runner {name} needs more packages: pip install 'redream[{name}]'") from error
+
+
+def _own_cluster() -> dict[str, Any]:
+    """Return the options of a Dask cluster on this machine: a worker for each GPU, or without any, Dask's default."""
+    num_gpus = len(find_gpus(SMALL_GIB).gpus)
+    return {"threads_per_worker": 1} | ({"n_workers": num_gpus, "resources": {"GPU": 1}} if num_gpus else {})
+
+
+def asking_for_gpus() -> AbstractContextManager[Any]:
+    """Let each task that is submitted here ask the flow's cluster for a GPU, if the cluster has any.
+
+    Ray hides the GPUs from tasks that do not ask. Dask knows only what its workers were started with, by
+    `dask worker --resources GPU=1`; whatever it does, no two processes of a machine take the same GPU's slot.
+    """
+    context = FlowRunContext.get()
+    runner: Any = context.task_runner if context is not None else None
+    if asked_device() == "cpu":
+        return nullcontext()
+    if type(runner).__name__ == "RayTaskRunner":
+        import ray  # pyright: ignore[reportMissingImports]  # an extra
+        from prefect_ray.context import remote_options  # pyright: ignore[reportMissingImports]  # an extra
+
+        return remote_options(num_gpus=1) if ray.cluster_resources().get("GPU", 0) >= 1 else nullcontext()
+    if type(runner).__name__ == "DaskTaskRunner":
+        import dask  # pyright: ignore[reportMissingImports]  # an extra
+
+        workers = runner.client.scheduler_info()["workers"].values()
+        has_gpus = any(worker["resources"].get("GPU", 0) >= 1 for worker in workers)
+        return dask.annotate(resources={"GPU": 1}) if has_gpus else nullcontext()
+    return nullcontext()
 
 
 def find_index(run: Run, index: str, config: RetrievalConfig) -> IndexPlace:

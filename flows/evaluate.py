@@ -9,6 +9,7 @@ from prefect import flow
 from flows.requests.parameters import Place, RunIds, Settings
 from flows.requests.request import DEFAULT_OUT, checked_config, checked_out
 from tasks.evaluation import evaluate, load_reports
+from tasks.machinery.devices import needed_gib
 from tasks.runs.records import finished_stage, read_run
 from tasks.runs.run import open_run, record_result
 
@@ -34,7 +35,8 @@ def evaluate_runs(
         config = checked_config(asked["preset"], asked["method"], {**asked["settings"], **settings})
         particles = finished_stage(folder, record, "distill")
         request = {**asked, "settings": {**asked["settings"], **settings}, "run": run_id}
-        with open_run("evaluate", record["prompt"], asked["seed"], config, request, folder) as run:
+        gpu_gib = needed_gib(config)
+        with open_run("evaluate", record["prompt"], asked["seed"], config, request, folder, gpu_gib=gpu_gib) as run:
             report = evaluate.submit(run, particles, config).result()
             record_result(run, report.metrics, {}, [report.path("report.json")])
             reports[run_id] = {"metrics": report.metrics, "reports": load_reports(report)}

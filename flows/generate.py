@@ -19,13 +19,14 @@ from tasks.adaptation import adapt
 from tasks.distillation import distill, warm_up
 from tasks.evaluation import evaluate
 from tasks.exporting import export
+from tasks.machinery.devices import needed_gib
+from tasks.machinery.slots import num_cores
 from tasks.orientation import align
 from tasks.rendering import render
 from tasks.results.delivery import Made, Outputs, deliver
 from tasks.results.prefect_page import show_made
 from tasks.retrieval import retrieve, take_assets
 from tasks.runs.run import Run, open_run
-from tasks.runs.stage import num_cores
 
 # Warm-up and adaptation need nothing of each other, nor do export and evaluation. Each gets half of the cores; one core
 # cannot be halved.
@@ -60,7 +61,10 @@ def generate(
     """
     request = checked_request(prompt, preset, method, seed, out, index, assets, settings)
     parameters = request.parameters()
-    with open_run("generate", request.prompt, seed, request.config, parameters, request.out, batch=batch) as run:
+    gpu_gib = needed_gib(request.config)
+    with open_run(
+        "generate", request.prompt, seed, request.config, parameters, request.out, batch=batch, gpu_gib=gpu_gib
+    ) as run:
         return make(run, request)
 
 

@@ -13,6 +13,7 @@ from flows.generate import THREADS, make
 from flows.requests.parameters import Place, RunId, Settings, StageName
 from flows.requests.plan import checked_rerun
 from flows.requests.request import DEFAULT_OUT
+from tasks.machinery.devices import needed_gib
 from tasks.results.delivery import Made
 from tasks.runs.run import Repeats, open_run
 
@@ -32,5 +33,8 @@ def rerun(run_id: RunId, from_stage: StageName = "", settings: Settings = {}, ou
     salts = {**parent.get("salts", {}), **dict.fromkeys(asked.redone, str(flow_run.id))}
     repeats = Repeats(run_id=run_id, mlflow_run_id=parent["mlflow"]["run_id"], salts=salts)
     parameters = request.parameters()
-    with open_run("generate", request.prompt, request.seed, request.config, parameters, request.out, repeats) as run:
+    gpu_gib = needed_gib(request.config)
+    with open_run(
+        "generate", request.prompt, request.seed, request.config, parameters, request.out, repeats, gpu_gib=gpu_gib
+    ) as run:
         return make(run, request)

@@ -23,12 +23,13 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from index_build.download import DownloadError
-from index_build.views import ViewMaker
+from index_build.views import ViewMaker, Views
 from redream.clip import Clip
 from redream.meshes.assets import AssetError
 from redream.records import Asset
 
 NOT_DOWNLOADED = "not downloaded: "
+VIEWS_TOGETHER = 192  # that a GPU embeds at a time, three batches of the model
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,11 +46,18 @@ def embed_captions(assets: Sequence[Asset], clip: Clip) -> Float[Tensor, "assets
     return clip.embed_text([asset.caption for asset in assets])
 
 
-def embed_views(images: Float[Tensor, "views 3 height width"], clip: Clip, num_kept: int) -> Float[Tensor, "kept dim"]:
-    """Embed views as one, or `num_kept` of them each; an asset with fewer views repeats them."""
-    embeddings = clip.embed_images(images)
+def embed_together(views: Sequence[Views], clip: Clip, num_kept: int) -> list[Float[Tensor, "kept dim"]]:
+    """Embed the views of several assets at a time."""
+    if not views:
+        return []
+    sizes = [len(images) for images in views]
+    return [pool_views(embeddings, num_kept) for embeddings in clip.embed_images(torch.cat(list(views))).split(sizes)]
+
+
+def pool_views(embeddings: Float[Tensor, "views dim"], num_kept: int) -> Float[Tensor, "kept dim"]:
+    """Make the views of an asset one, or keep `num_kept` of them each; an asset with fewer views repeats them."""
     if num_kept > 1:
-        return embeddings[torch.arange(num_kept) % len(embeddings)]
+        return torch.stack([embeddings[i % len(embeddings)] for i in range(num_kept)])
     return torch.nn.functional.normalize(embeddings.mean(dim=0, keepdim=True), dim=-1)
 
 
@@ -59,15 +67,22 @@ def embed_assets(
     """Embed assets one by one, yielding their names, and write them as a shard at the end.
 
     An asset whose mesh or renders are refused is left out with the reason; so is one that cannot be downloaded, which
-    the next build tries again. Where no asset can be downloaded the network is to blame, and the shard fails.
+    the next build tries again. Where no asset can be downloaded the network is to blame, and the shard fails. On a GPU
+    several assets are embedded at a time, and nothing is fetched before the end, so that the next ones are rendered
+    meanwhile.
     """
     kept: list[int] = []
-    images: list[np.ndarray] = []
+    waiting: list[Views] = []
+    embedded: list[Tensor] = []
     refused: dict[str, str] = {}
+    num_together = VIEWS_TOGETHER if clip.device.type == "cuda" else 1
     for i, asset in enumerate(assets):
         try:
-            images.append(embed_views(views(asset), clip, num_kept).cpu().numpy().astype(np.float16))
+            waiting.append(views(asset))
             kept.append(i)
+            if sum(map(len, waiting)) >= num_together:
+                embedded += embed_together(waiting, clip, num_kept)
+                waiting = []
         except AssetError as error:
             refused[keys[i]] = str(error)
         except DownloadError as error:
@@ -76,7 +91,10 @@ def embed_assets(
                 raise ConnectionError(f"none of the {len(assets)} assets of a shard could be downloaded") from error
         yield asset.asset_id
     text = embed_captions([assets[i] for i in kept], clip).cpu().numpy().astype(np.float16)
-    image = np.stack(images) if images else np.zeros((0, num_kept, clip.embedding_dim), np.float16)
+    embedded += embed_together(waiting, clip, num_kept)
+    image = np.zeros((0, num_kept, clip.embedding_dim), np.float16)
+    if embedded:
+        image = torch.stack(embedded).cpu().numpy().astype(np.float16)
     write_shard(path, Shard([keys[i] for i in kept], text, image, refused))
 
 

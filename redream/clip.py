@@ -48,6 +48,13 @@ class Clip:
         self._std = torch.tensor(preprocess["std"], device=self.device).view(3, 1, 1)
         self._interpolation = transforms.InterpolationMode(preprocess["interpolation"])
 
+    def to(self, device: torch.device | str) -> Clip:
+        """Move to a device and return itself."""
+        self.device = torch.device(device)
+        self._model.to(self.device)
+        self._mean, self._std = self._mean.to(self.device), self._std.to(self.device)
+        return self
+
     @torch.no_grad()
     def embed_text(self, texts: list[str]) -> Float[Tensor, "texts dim"]:
         """Embed texts; each is cut at the model's context length."""
@@ -76,7 +83,9 @@ class Clip:
                 f"CLIP gets an image of {images.shape[-1]}x{images.shape[-2]} pixels; it must be square, "
                 "for open_clip's models differ in how they crop or squash others"
             )
-        images = images.to(self.device, torch.float32)
+        if self.device.type == "cuda" and images.device.type == "cpu":
+            images = images.pin_memory()  # so that the copy need not wait for what the GPU is doing
+        images = images.to(self.device, torch.float32, non_blocking=True)
         if images.shape[-1] != self.image_size:
             # Bicubic weights are partly negative, so that the result can leave the range, which PIL clips as well.
             size = [self.image_size, self.image_size]

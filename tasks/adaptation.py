@@ -15,7 +15,6 @@ from prefect.cache_policies import NO_CACHE
 from redream.seeds import stage_seed
 from redream.settings import RunConfig
 from redream.weights import weights_digest
-from tasks.machinery.slots import choose_device
 from tasks.machinery.store import Output, stage_key
 from tasks.rendering import load_all_views
 from tasks.runs.run import Run
@@ -68,7 +67,7 @@ def adapt(run: Run, views: Output, config: RunConfig, num_concurrent: int) -> Ou
 
         share_cores(num_concurrent)
         with loading:
-            prior = StableDiffusionPrior(config.prior, choose_device())
+            prior = StableDiffusionPrior(config.prior, work.device)
         _save_samples(prior, run, config, work, "before")
         generator = torch.Generator().manual_seed(stage_seed(run.seed, "adapt"))
         with loading:
@@ -93,7 +92,7 @@ def adapt(run: Run, views: Output, config: RunConfig, num_concurrent: int) -> Ou
         return {"num_steps": int(work.metrics["num_steps"])}
 
     key = stage_key("adapt", STAGE_VERSION, settings, inputs)
-    return run_stage(run, key, asdict(config.adaptation), produce, trains=True)
+    return run_stage(run, key, asdict(config.adaptation), produce, needs="training")
 
 
 def _figures(step: AdaptStep) -> dict[str, float | None]:

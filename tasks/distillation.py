@@ -18,7 +18,6 @@ from redream.seeds import stage_seed
 from redream.settings import DistillConfig, FieldConfig, RunConfig
 from redream.weights import weights_digest
 from tasks.machinery.progress import Stopped
-from tasks.machinery.slots import choose_device
 from tasks.machinery.store import Output, StageKey, stage_key
 from tasks.rendering import load_all_views
 from tasks.runs.run import Run
@@ -61,7 +60,7 @@ def warm_up(run: Run, views: Output, config: RunConfig, num_concurrent: int) -> 
         share_cores(num_concurrent)
         return _distill(run, config, work, views, start=None, adapter=None, until_step=config.distill.warm_up_steps)
 
-    return run_stage(run, key, {**asdict(config.distill), **asdict(config.field)}, produce, trains=True)
+    return run_stage(run, key, {**asdict(config.distill), **asdict(config.field)}, produce, needs="training")
 
 
 @task(
@@ -81,7 +80,7 @@ def distill(run: Run, views: Output | None, warm: Output | None, adapter: Output
         return _distill(run, config, work, views, start=warm, adapter=adapter, until_step=config.distill.num_steps)
 
     key = _key("distill", run, config, reaching_settings(config.distill, "distill"), inputs)
-    return run_stage(run, key, {**asdict(config.distill), **asdict(config.field)}, produce, trains=True)
+    return run_stage(run, key, {**asdict(config.distill), **asdict(config.field)}, produce, needs="training")
 
 
 def load_particles(output: Output, config: FieldConfig, device: str) -> list[Particle]:
@@ -149,7 +148,7 @@ def _distill(
 
     assets = load_all_views(views) if views is not None else []
     with loading:
-        prior = StableDiffusionPrior(config.prior, choose_device())
+        prior = StableDiffusionPrior(config.prior, work.device)
         if adapter is not None:
             prior.load_adapter(adapter.path("adapter"))
         state = loop.create_state(prior, assets, config.distill, config.field, stage_seed(run.seed, "distill"))

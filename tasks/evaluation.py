@@ -18,7 +18,6 @@ from redream.settings import RunConfig
 from redream.weights import weights_digest
 from tasks.distillation import load_particles
 from tasks.machinery.progress import track, waiting
-from tasks.machinery.slots import choose_device
 from tasks.machinery.store import Output, stage_key, write_json
 from tasks.runs.run import Run
 from tasks.runs.stage import RETRIES, RETRY_DELAYS, Work, is_passing, loading, run_stage, share_cores
@@ -60,15 +59,14 @@ def evaluate(run: Run, particles: Output, config: RunConfig, num_concurrent: int
             from redream.metrics.report import evaluate_views
 
         share_cores(num_concurrent)
-        device = choose_device()
         with waiting("loading the evaluation models"):
-            clips = {model: Clip(model, device) for model in config.evaluation.clip_models}
-            a_lpips = [ALpips(backbone, device) for backbone in config.evaluation.lpips_backbones]
-            judge = PerceptualNet.load(config.evaluation.judge, device) if config.evaluation.judge else None
+            clips = {model: Clip(model, work.device) for model in config.evaluation.clip_models}
+            a_lpips = [ALpips(backbone, work.device) for backbone in config.evaluation.lpips_backbones]
+            judge = PerceptualNet.load(config.evaluation.judge, work.device) if config.evaluation.judge else None
         azimuth_deg, _, _ = camera_angles(_orbit(config, config.evaluation.image_size))
         reports = []
         with loading:
-            fields = load_particles(particles, config.field, device)
+            fields = load_particles(particles, config.field, work.device)
         for number, particle in enumerate(fields):
             rgb = render_orbit(particle, config, config.evaluation.image_size, "evaluate")
             judged = (judge, azimuth_deg) if judge is not None else None
@@ -81,7 +79,8 @@ def evaluate(run: Run, particles: Output, config: RunConfig, num_concurrent: int
         work.tracker.log_artifacts(sorted(work.folder.iterdir()))
         return {"num_particles": len(reports)}
 
-    return run_stage(run, stage_key("evaluate", STAGE_VERSION, settings, inputs), asdict(config.evaluation), produce)
+    key = stage_key("evaluate", STAGE_VERSION, settings, inputs)
+    return run_stage(run, key, asdict(config.evaluation), produce, needs="device")
 
 
 def sheet_name(number: int) -> str:

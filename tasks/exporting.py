@@ -16,7 +16,6 @@ from redream.settings import RunConfig
 from tasks.distillation import load_particles
 from tasks.evaluation import render_orbit
 from tasks.machinery.progress import track
-from tasks.machinery.slots import choose_device
 from tasks.machinery.store import Output, stage_key
 from tasks.orientation import load_aligned
 from tasks.runs.run import Run
@@ -66,17 +65,17 @@ def export(
 
     def produce(work: Work) -> dict[str, object]:
         with loading:
-            import redream.meshes.assets
+            import redream.meshes.assets  # noqa: F401 (for the assets' turntables)
             import redream.render.mesh  # noqa: F401 (for the assets' turntables)
             from redream.export import export_mesh, provenance, save_turntable, side_by_side
             from redream.images import save_png
+            from redream.render.mesh import gl_renderer
 
         share_cores(num_concurrent)
-        device = choose_device()
         neighbors = list(load_aligned(retrieval, orientation).neighbors) if retrieval and orientation else []
         extras = provenance(run.prompt, neighbors)
         with loading:
-            fields = load_particles(particles, config.field, device)
+            fields = load_particles(particles, config.field, work.device)
         for number, particle in enumerate(track(fields, "meshes", len(fields))):
             export_mesh(
                 particle.field.density_and_color,
@@ -84,10 +83,12 @@ def export(
                 config.field.radius,
                 work.folder / f"mesh_{number}.glb",
                 extras,
-                device,
+                work.device,
             )
         shutil.copyfile(work.folder / "mesh_0.glb", work.folder / MESH)
         orbits = [render_orbit(particle, config, config.export.turntable_size, "turntable") for particle in fields]
+        if neighbors:
+            work.facts["renderer"] = gl_renderer()
         assets = _asset_orbits(neighbors, config)
         save_turntable(work.folder / TURNTABLE, side_by_side([*orbits, *assets]), config.export.turntable_fps)
         save_png(work.folder / POSTER, orbits[0][0])
@@ -95,7 +96,8 @@ def export(
             save_png(work.folder / thumbnail(number), frames[0])
         return {"num_particles": len(fields)}
 
-    return run_stage(run, stage_key("export", STAGE_VERSION, settings, inputs), asdict(config.export), produce)
+    key = stage_key("export", STAGE_VERSION, settings, inputs)
+    return run_stage(run, key, asdict(config.export), produce, needs="device")
 
 
 def thumbnail(number: int) -> str:

@@ -8,6 +8,7 @@ retried by itself on any machine that sees the folder, and assembled.
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from redream.settings import DownloadConfig, MeshLimits, RetrievalConfig
 from redream.weights import weights_digest
 from tasks.machinery.progress import say, track, waiting
 from tasks.machinery.searching import IndexPlace, given_index
-from tasks.machinery.slots import choose_device
+from tasks.machinery.slots import device_slot, slots_folder
 from tasks.machinery.store import Output, StageKey, stage_key
 from tasks.runs.run import Run
 from tasks.runs.stage import RETRIES, RETRY_DELAYS, Work, is_passing, run_stage
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from redream.clip import Clip
 
 STAGE_VERSION = 3
+
+_on_gpu = threading.Lock()  # a Dask worker may have several threads, and one model
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,12 +76,14 @@ def index_miniature(run: Run, config: RetrievalConfig) -> Output:
         from index_build.views import RenderedViews
         from redream.clip import Clip
         from redream.mini.catalog import write_catalog
+        from redream.render.mesh import gl_renderer
         from redream.retrieval.index import AssetIndex
         from redream.retrieval.index_files import write_manifest
 
         write_catalog(work.folder / "catalog", seed=CATALOG_SEED, num_variants=VARIANTS_PER_PAIR)
         catalog = open_catalog(str(work.folder / "catalog"), cache_dir=work.checkpoint / "cache")
-        clip = Clip(config.clip_model, choose_device())
+        clip = Clip(config.clip_model, work.device)
+        work.facts["renderer"] = gl_renderer()
         views = RenderedViews(config.num_index_views, clip.image_size)
         # Where an attempt that was killed left its shards.
         steps = build_index(catalog, clip, config, views, work.checkpoint / "index")
@@ -94,7 +99,7 @@ def index_miniature(run: Run, config: RetrievalConfig) -> Output:
         _log_report(work.tracker, report, manifest.dropped)
         return {"asset_root": "catalog", "content_hash": manifest.content_hash, "num_assets": manifest.num_assets}
 
-    return run_stage(run, index_key(config), asdict(config), produce)
+    return run_stage(run, index_key(config), asdict(config), produce, needs="device")
 
 
 def index_key(config: RetrievalConfig) -> StageKey:
@@ -173,9 +178,10 @@ def embed_shard(request: CatalogRequest, plan: BuildPlan, number: int) -> int:
     from index_build import build
 
     size = request.retrieval.assets_per_shard
-    done = build.embed_shard(plan, number, _clip(request.retrieval.clip_model), _views(request))
     label = f"shard {number + 1} of {plan.num_shards}"
-    return sum(1 for _ in track(done, label, min(size, plan.num_pending - number * size)))
+    with _embedder(request.retrieval.clip_model, label) as clip:
+        done = build.embed_shard(plan, number, clip, _views(request))
+        return sum(1 for _ in track(done, label, min(size, plan.num_pending - number * size)))
 
 
 @task(name="assemble_index", cache_policy=NO_CACHE)
@@ -221,12 +227,26 @@ def check(index_dir: str, clip_model: str, num_queries: int) -> IndexReport:
         return check_index(AssetIndex.open(index_dir, _clip(clip_model)), num_queries)
 
 
+@contextmanager
+def _embedder(model: str, label: str) -> Iterator[Clip]:
+    """Hold a device's slot with the model on it; between shards the model waits in the machine's memory."""
+    with device_slot(slots_folder(), trains=False, on_wait=lambda reason: say(f"{label}: {reason}")) as device:
+        if device == "cpu":
+            yield _clip(model)
+            return
+        with _on_gpu:
+            try:
+                yield _clip(model).to(device)
+            finally:
+                _clip(model).to("cpu")
+
+
 @lru_cache(maxsize=1)
 def _clip(model: str) -> Clip:
     """Load the model once per process, for all of its shards."""
     from redream.clip import Clip
 
-    return Clip(model, choose_device())
+    return Clip(model)
 
 
 @lru_cache(maxsize=1)

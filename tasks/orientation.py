@@ -11,7 +11,6 @@ from prefect.cache_policies import NO_CACHE
 from redream.records import Retrieval
 from redream.settings import MeshLimits, OrientationConfig
 from redream.weights import weights_digest
-from tasks.machinery.slots import choose_device
 from tasks.machinery.store import Output, stage_key, write_json
 from tasks.retrieval import load_retrieval
 from tasks.runs.run import Run
@@ -38,10 +37,11 @@ def align(run: Run, retrieval: Output, clip_model: str, config: OrientationConfi
         from redream.images import composite, image_grid, to_images, to_uint8
         from redream.meshes.assets import load_asset, normalize_mesh
         from redream.orientation import find_front, ring_cameras
-        from redream.render.mesh import render_mesh
+        from redream.render.mesh import gl_renderer, render_mesh
 
-        clip = Clip(clip_model, choose_device())
+        clip = Clip(clip_model, work.device)
         camera = ring_cameras(config, clip.image_size)
+        work.facts["renderer"] = gl_renderer()
         neighbors = load_retrieval(retrieval).neighbors
         found = []
         for number, neighbor in enumerate(work.track(neighbors, len(neighbors))):
@@ -54,7 +54,8 @@ def align(run: Run, retrieval: Output, clip_model: str, config: OrientationConfi
         write_json(work.folder / "orientation.json", found)
         return {"orientations": [{name: entry[name] for name in entry if name != "scores"} for entry in found]}
 
-    return run_stage(run, stage_key("align", STAGE_VERSION, settings, inputs), settings, produce)
+    key = stage_key("align", STAGE_VERSION, settings, inputs)
+    return run_stage(run, key, settings, produce, needs="device")
 
 
 def load_aligned(retrieval: Output, orientation: Output) -> Retrieval:

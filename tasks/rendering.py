@@ -43,8 +43,9 @@ def render(
 
         from redream.cameras import sample_cameras
         from redream.meshes.assets import load_asset, normalize_mesh, turn_mesh
-        from redream.render.mesh import AssetViews, render_mesh, save_views
+        from redream.render.mesh import AssetViews, gl_renderer, render_mesh, save_views
 
+        work.facts["renderer"] = gl_renderer()
         generator = torch.Generator().manual_seed(stage_seed(run.seed, "render"))
         neighbors = load_aligned(retrieval, orientation).neighbors
         for number, neighbor in enumerate(work.track(neighbors, len(neighbors))):

@@ -18,13 +18,21 @@ os.environ.update(
     HF_HUB_OFFLINE="1",
     REDREAM_SLOTS=tempfile.mkdtemp(prefix="redream-slots-"),  # nobody else's training holds up a test
 )
-for name in ("PREFECT_API_URL", "PREFECT_PROFILE", "MLFLOW_TRACKING_URI", "REDREAM_TRACEBACK"):
+for name in ("PREFECT_API_URL", "PREFECT_PROFILE", "MLFLOW_TRACKING_URI", "REDREAM_TRACEBACK", "REDREAM_DEVICE"):
     os.environ.pop(name, None)
 
 import pytest  # noqa: E402
 
 # By the ends of their names: `test_..._on_a_gpu`, `test_..._from_the_network`, `test_..._in_minutes`.
 MARKERS = {"_on_a_gpu": "gpu", "_from_the_network": "network", "_in_minutes": "slow"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide the machine's GPUs from the tests and from what they start, unless the tests that need one are asked for."""
+    markers = config.getoption("markexpr")
+    is_named = any("_on_a_gpu" in text for text in (config.getoption("keyword"), *config.args))
+    if not is_named and ("gpu" not in markers or "not gpu" in markers):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

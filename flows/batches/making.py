@@ -32,11 +32,10 @@ from flows.requests.request import Request
 from redream.overrides import flatten
 from redream.pages.text import visible_text
 from tasks.machinery.progress import say, track
-from tasks.machinery.slots import NUM_SLOTS, asked_slots
+from tasks.machinery.slots import NUM_SLOTS, num_slots
 from tasks.runs.run import Run
-from tasks.runs.stage import default_slots
 
-EXTRA_WORKERS = 1  # beyond one per GPU: their first stages need none
+EXTRA_WORKERS = 1  # beyond one per GPU: it retrieves and renders while the others compute
 
 
 def make_missing(
@@ -85,7 +84,7 @@ def run_here(run: Run, asked: Mapping[int, Member], workers: int, gpus: int) -> 
         Job(name=str(number), command=command_of(member.request, run.run_id, Path(run.out)))
         for number, member in asked.items()
     ]
-    num_workers = workers or (gpus or asked_slots() or default_slots()) + EXTRA_WORKERS
+    num_workers = workers or (gpus or num_slots()) + EXTRA_WORKERS
     with closing(Children(logs, environment).run(jobs, num_workers)) as ended:
         for child in ended:
             number = int(child.name)

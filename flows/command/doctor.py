@@ -27,9 +27,26 @@ from flows.service.addresses import (
 )
 from redream.presets import PRESETS
 from redream.weights import MINI_WEIGHTS, weights_path
+from tasks.machinery.devices import (
+    FULL_SIZE_GIB,
+    SMALL_GIB,
+    Gpu,
+    find_gpus,
+    free_memory,
+    is_exclusive,
+    present_gpus,
+    why_not_runs,
+)
 from tasks.machinery.progress import duration
 
 GL_TIMEOUT_SECONDS = 60
+SOFTWARE = ("llvmpipe", "softpipe", "SwiftShader")  # names of OpenGL without a GPU
+GRAPHICS = (
+    "it works, slower; to draw on the GPU, a container needs NVIDIA_DRIVER_CAPABILITIES=compute,utility,graphics, and "
+    "a machine the OpenGL libraries of its driver"
+)
+NEEDS_A_GPU = f"the mini preset needs none; sd21 needs one with {FULL_SIZE_GIB:.0f} GiB or more"
+COMPILER = "apt-get install gcc libc6-dev python3-dev (Debian, Ubuntu); until then the field is several times slower"
 KEEPER_SILENT_SECONDS = 120  # it says every half a minute that it lives
 MINI_MODELS = ("prior", "clip-retrieval", "clip-eval-a", "clip-eval-b", "perceptual-a", "perceptual-b", "judge")
 
@@ -47,16 +64,13 @@ class Finding:
 def examine(out: Path) -> list[Finding]:
     """Look at the machine, and at the servers that commands with this output folder would use."""
     checks: list[Callable[[], Finding]] = [
-        check_machine,
-        check_gpu,
         check_gl,
         check_scann,
-        check_tinycudann,
         check_orchestration,
         check_mini_weights,
         check_real_weights,
     ]
-    return [*(check() for check in checks), *check_servers(out)]
+    return [check_machine(), *check_gpus(), *(check() for check in checks), *check_servers(out)]
 
 
 def check_machine() -> Finding:
@@ -75,19 +89,48 @@ def check_machine() -> Finding:
     return Finding(name="machine", state="ok", found=found)
 
 
-def check_gpu() -> Finding:
-    import torch
+def check_gpus() -> list[Finding]:
+    """Say of each GPU whether torch can use it, and if any can be, what computes the field there."""
+    devices = find_gpus()
+    found = [_check_gpu(gpu) for gpu in devices.gpus]
+    found += [
+        Finding(name="GPU", state="optional", found=lack.found, remedy=lack.remedy or NEEDS_A_GPU)
+        for lack in devices.lacks
+    ]
+    working = next((gpu for gpu, finding in zip(devices.gpus, found, strict=False) if finding.state == "ok"), None)
+    return [*found, *(_check_field(working) if working is not None else [])]
 
-    if not torch.cuda.is_available():
-        return Finding(
-            name="GPU",
-            state="optional",
-            found=f"none that torch {torch.__version__} can use",
-            remedy="the mini preset needs none; sd21 needs one with 16 GB or more and a CUDA build of torch",
-        )
-    free, total = torch.cuda.mem_get_info()
-    found = f"{torch.cuda.get_device_name()}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
-    return Finding(name="GPU", state="ok", found=found)
+
+def _check_gpu(gpu: Gpu) -> Finding:
+    if trouble := why_not_runs(gpu):
+        if is_exclusive(trouble):
+            found, remedy = f"{gpu}: another process has it for itself ({trouble})", "wait until that process ends"
+        else:
+            found, remedy = f"{gpu}: nothing runs on it ({trouble})", "nvidia-smi may say more"
+        return Finding(name="GPU", state="optional", found=found, remedy=remedy)
+    memory = free_memory(gpu)
+    if gpu.gib < FULL_SIZE_GIB:
+        state, remedy = "optional" if gpu.gib < SMALL_GIB else "ok", NEEDS_A_GPU
+        return Finding(name="GPU", state=state, found=f"{gpu}, {memory}", remedy=remedy)
+    return Finding(name="GPU", state="ok", found=f"{gpu}, {memory}")
+
+
+def _check_field(gpu: Gpu) -> list[Finding]:
+    """Launch what computes the field on a GPU: a compiler that is missing shows only then."""
+    from redream.field.hash_grid import why_not_tinycudann, why_not_triton
+
+    findings = []
+    for name, problem, remedy in (
+        ("Triton", why_not_triton(gpu.index), COMPILER),
+        (
+            "tiny-cuda-nn",
+            why_not_tinycudann(gpu.index),
+            "nothing: Triton computes the same",
+        ),
+    ):
+        state = "optional" if problem else "ok"
+        findings.append(Finding(name=name, state=state, found=problem or "works", remedy=remedy if problem else ""))
+    return findings
 
 
 def check_gl() -> Finding:
@@ -105,7 +148,12 @@ def check_gl() -> Finding:
             remedy="set PYOPENGL_PLATFORM=osmesa and install libosmesa6",
         )
     if done.returncode == 0:
-        return Finding(name="OpenGL", state="ok", found=done.stdout.strip().splitlines()[-1])
+        renderer = done.stdout.strip().splitlines()[-1]
+        if any(name in renderer for name in SOFTWARE) and present_gpus()[1]:
+            return Finding(
+                name="OpenGL", state="optional", found=f"{renderer}, software, although a GPU is there", remedy=GRAPHICS
+            )
+        return Finding(name="OpenGL", state="ok", found=renderer)
     reason = (done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"])[-1]
     remedy = (
         "install libegl1 and libgl1-mesa-dri (Debian, Ubuntu), or set PYOPENGL_PLATFORM=osmesa and install libosmesa6"
@@ -122,17 +170,6 @@ def check_scann() -> Finding:
             remedy="nothing: retrieval searches exactly with numpy",
         )
     return Finding(name="ScaNN", state="ok", found=_version("scann"))
-
-
-def check_tinycudann() -> Finding:
-    if importlib.util.find_spec("tinycudann") is None:
-        return Finding(
-            name="tiny-cuda-nn",
-            state="optional",
-            found="not installed",
-            remedy="only for GPUs, in no registry: build it from github.com/NVlabs/tiny-cuda-nn",
-        )
-    return Finding(name="tiny-cuda-nn", state="ok", found=_version("tinycudann"))
 
 
 def check_orchestration() -> Finding:

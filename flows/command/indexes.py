@@ -26,11 +26,12 @@ from flows.requests.request import (
     parsed_settings,
 )
 from redream.settings import RunConfig
+from tasks.machinery.devices import SMALL_GIB
 
 if TYPE_CHECKING:
     from tasks.machinery.searching import IndexPlace
-from flows.command.options import AsJson, Index, Out, Preset, Prompt, Settings
-from flows.command.running import print_json, results_only, services
+from flows.command.options import AsJson, Device, Index, Out, Preset, Prompt, Settings
+from flows.command.running import print_json, results_only, services, use_device
 
 
 def search(
@@ -77,6 +78,7 @@ def build(
     address: Annotated[str, typer.Option(help="Of a Dask or Ray cluster.", show_default="one of its own")] = "",
     preset: Preset = "mini",
     settings: Settings = [],
+    device: Device = "",
     out: Out = DEFAULT_OUT,
     as_json: AsJson = False,
 ) -> None:
@@ -95,6 +97,7 @@ def build(
     if catalog == "mini" and (captions or licenses or renders):
         raise ValueError("the miniature has its own captions, licences and renders; leave the options for them out")
     checked_weights(config)
+    use_device(device, SMALL_GIB)
     folder = checked_out(out)
     with services(folder):
         from flows.build_index import build_index, task_runner

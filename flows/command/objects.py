@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from flows.command.options import AsJson, Index, Out, Preset, Prompt, RunId, Settings
-from flows.command.running import print_json, results_only, services
+from flows.command.options import AsJson, Device, Index, Out, Preset, Prompt, RunId, Settings
+from flows.command.running import print_json, results_only, services, use_device
 from flows.command.tables import (
     console,
     metric_table,
@@ -20,11 +20,13 @@ from flows.requests.plan import checked_rerun
 from flows.requests.prompt_files import Defaults, parsed_seeds, read_members
 from flows.requests.request import (
     DEFAULT_OUT,
+    checked_config,
     checked_out,
     checked_request,
     parsed_settings,
 )
 from redream.settings import MeshLimits
+from tasks.machinery.devices import needed_gib
 from tasks.runs.records import finished_stage, read_run
 
 
@@ -38,12 +40,14 @@ def generate(
     ] = [],
     settings: Settings = [],
     index: Index = "",
+    device: Device = "",
     out: Out = DEFAULT_OUT,
     as_json: AsJson = False,
     batch_id: Annotated[str, typer.Option("--batch", hidden=True)] = "",
 ) -> None:
     """Make a 3D object from a prompt."""
     request = checked_request(prompt, preset, method, seed, out, index, asset, parsed_settings(settings))
+    use_device(device, needed_gib(request.config))
     if asset:
         _check_meshes(request.assets, request.config.mesh)
     with services(request.out):
@@ -59,6 +63,7 @@ def generate(
 def evaluate(
     runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="Runs, as `redream runs` names them.")],
     settings: Settings = [],
+    device: Device = "",
     out: Out = DEFAULT_OUT,
     as_json: AsJson = False,
 ) -> None:
@@ -68,7 +73,10 @@ def evaluate(
         raise ValueError(f"--set {other[0]} does not concern evaluation; only evaluation.… settings can change here")
     folder = checked_out(out)
     for run in runs:
-        finished_stage(folder, read_run(folder, run), "distill")
+        record = read_run(folder, run)
+        finished_stage(folder, record, "distill")
+        asked = record["request"]
+        use_device(device, needed_gib(checked_config(asked["preset"], asked["method"], asked["settings"])))
     with services(folder):
         from flows.evaluate import evaluate_runs
     with results_only():
@@ -86,12 +94,14 @@ def rerun(
         str, typer.Option("--from", metavar="STAGE", help="The first stage to make anew.", show_default="what failed")
     ] = "",
     settings: Settings = [],
+    device: Device = "",
     out: Out = DEFAULT_OUT,
     as_json: AsJson = False,
 ) -> None:
     """Repeat a run in part: reuse what comes before a stage, make it and what depends on it anew."""
     overrides = parsed_settings(settings)
     asked = checked_rerun(run, from_stage, overrides, out)
+    use_device(device, needed_gib(asked.request.config))
     with services(asked.request.out):
         from flows.rerun import rerun as rerun_flow
     with results_only():
@@ -113,13 +123,15 @@ def batch(
     gpus: Annotated[
         int, typer.Option(min=0, help="Trainings at a time on this machine.", show_default="one per GPU")
     ] = 0,
+    device: Device = "",
     out: Out = DEFAULT_OUT,
     as_json: AsJson = False,
 ) -> None:
     """Make an object of every prompt in a file; again, and only what is missing is made."""
     overrides, numbers, folder = parsed_settings(settings), parsed_seeds(seeds), checked_out(out)
     defaults = Defaults(preset=preset, method=method, seeds=tuple(numbers), index=index, settings=overrides, out=folder)
-    read_members(prompts, defaults)
+    members = read_members(prompts, defaults)
+    use_device(device, max(needed_gib(member.request.config) for member in members))
     with services(folder):
         from flows.batch import BatchFailed
         from flows.batch import batch as batch_flow

@@ -20,4 +20,9 @@ Out = Annotated[str, typer.Option(metavar="DIR", help="Where runs, stage outputs
 
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run, as `redream runs` names it.", show_default=False)]
 
+Device = Annotated[
+    str,
+    typer.Option(metavar="cpu|cuda|cuda:N", help="Where to compute.", show_default="the first free GPU, else the CPU"),
+]
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

@@ -14,6 +14,7 @@ from typing import Any
 from flows.processes.child_processes import stop_with_parent
 from flows.processes.environment import prepare_environment, starting_services
 from flows.service.addresses import TAG
+from tasks.machinery.devices import DEVICE, checked_device, require_device
 
 
 @contextmanager
@@ -41,6 +42,17 @@ def services(out: Path) -> Iterator[None]:
     prepare_environment(out)
     with waiting("starting Prefect and MLflow"), starting_services(out):
         yield
+
+
+def use_device(device: str, needed: float) -> None:
+    """Let this command, and what it starts, compute on a device; `needed` is the memory of a GPU in GiB.
+
+    Raises:
+        ValueError: there is no such device, or none that will do.
+    """
+    if device:
+        os.environ[DEVICE] = checked_device(device)
+    require_device(needed)
 
 
 def print_json(content: Any) -> None:

@@ -52,11 +52,10 @@ def main() -> None:
 
 
 def one_more_than_may_train() -> int:
-    """Return how many runs keep the machine's GPUs busy: while one trains, the next one's first stages need none."""
-    from tasks.machinery.slots import asked_slots
-    from tasks.runs.stage import default_slots
+    """Return how many runs keep the machine busy: one retrieves and renders while the others compute."""
+    from tasks.machinery.slots import num_slots
 
-    return (asked_slots() or default_slots()) + 1
+    return num_slots() + 1
 
 
 async def work(pool: str, limit: int, name: str) -> int:

@@ -12,9 +12,15 @@ is installed, are tested against it. Positions are in the unit cube; those outsi
 
 from __future__ import annotations
 
+import atexit
 import functools
-import importlib.util
+import importlib
 import itertools
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
 from typing import Literal
 
 import torch
@@ -26,6 +32,8 @@ from redream.field.grid_levels import HASH_PRIMES, GridGeometry, GridLevel, grid
 
 Implementation = Literal["auto", "torch", "numba", "triton", "tinycudann"]
 
+logger = logging.getLogger(__name__)
+
 
 class HashGrid(nn.Module):
     """Features of positions in the unit cube, from one table of trainable vectors.
@@ -35,8 +43,8 @@ class HashGrid(nn.Module):
     Args:
         log2_hashmap_size: binary logarithm of the most vectors that a level may have.
         generator: draws the initial table, uniform within 1e-4 of zero (paper, Sec. 4).
-        implementation: how to compute it; `auto` is numba on a CPU, and on a GPU tinycudann where it is installed,
-            else triton.
+        implementation: how to compute it; `auto` is numba on a CPU, and on a GPU the first of tinycudann, triton and
+            plain torch that works there.
     """
 
     def __init__(
@@ -50,8 +58,8 @@ class HashGrid(nn.Module):
         implementation: Implementation = "auto",
     ) -> None:
         super().__init__()
-        if implementation in ("triton", "tinycudann") and importlib.util.find_spec(implementation) is None:
-            raise ValueError(f"implementation {implementation!r} is not installed; 'auto' takes what there is")
+        if implementation in ("triton", "tinycudann") and (problem := _import_problem(implementation)):
+            raise ValueError(f"implementation {implementation!r}: {problem}; 'auto' takes what works")
         self.implementation: Implementation = implementation
         self.geometry = GridGeometry(
             num_levels, features_per_level, log2_hashmap_size, base_resolution, per_level_scale
@@ -109,14 +117,88 @@ def vertex_index(vertices: Int[Tensor, "num 3"], level: GridLevel) -> Int[Tensor
     return (x + y * level.resolution + z * level.resolution**2) % level.size
 
 
+def why_not_tinycudann(device_index: int = 0) -> str:
+    """Encode one point on a GPU by tiny-cuda-nn; return why that fails in one line, or "" if it works."""
+    return _import_problem("tinycudann") or _launch_problem("tinycudann", device_index)
+
+
+def why_not_triton(device_index: int = 0) -> str:
+    """Launch the Triton kernels on a GPU, forward and backward; return why that fails in one line, or "" if it works.
+
+    Triton compiles a small C module before its first launch, so this needs a C compiler, Python's headers and a cache
+    folder. If the cache folder cannot be written, a temporary one takes its place for the rest of this process.
+    """
+    return _import_problem("triton") or _launch_problem("triton", device_index)
+
+
+@functools.cache
 def _fastest_on(device: torch.device) -> Implementation:
     if device.type == "cpu":
         return "numba"
-    if device.type == "cuda" and importlib.util.find_spec("tinycudann") is not None:
+    if device.type != "cuda":
+        return "torch"
+    problem = why_not_tinycudann(device.index or 0)
+    if not problem:
         return "tinycudann"
-    if device.type == "cuda" and importlib.util.find_spec("triton") is not None:
+    if "not installed" not in problem:
+        logger.warning("the hash grid cannot use tinycudann (%s); trying triton", problem)
+    problem = why_not_triton(device.index or 0)
+    if not problem:
         return "triton"
+    logger.warning("the hash grid runs in plain PyTorch, several times slower: %s", problem)
     return "torch"
+
+
+@functools.cache
+def _import_problem(module: str) -> str:
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name == module:
+            return f"{module} is not installed"
+        return f"{module} cannot be imported: {_first_line(error)}"
+    except Exception as error:  # a module built for another torch, CUDA or GPU raises what it likes
+        return f"{module} cannot be imported: {_first_line(error)}"
+    return ""
+
+
+@functools.cache
+def _launch_problem(implementation: Literal["triton", "tinycudann"], device_index: int) -> str:
+    if not torch.cuda.is_available():
+        return "PyTorch finds no CUDA device"
+    try:
+        if implementation == "triton":
+            _ensure_triton_can_write()
+        # Two features per level, as in every preset: these kernels are the ones that a run needs.
+        grid = HashGrid(2, 2, 8, 4, 2.0, torch.Generator(), implementation).to(torch.device("cuda", device_index))
+        positions = torch.full((1, 3), 0.5).to(grid.table.device).requires_grad_()
+        grid(positions).sum().backward()
+        torch.cuda.synchronize(device_index)
+    except subprocess.CalledProcessError as error:  # Triton's C module
+        return f"the C compiler {error.cmd[0]} failed; install Python's headers (python3-dev) and a working compiler"
+    except Exception as error:  # compilers, drivers and kernels fail in many ways, and none should end a run
+        if "Failed to find C compiler" in str(error):
+            return "Triton needs a C compiler; install gcc and Python's headers (python3-dev), or set CC"
+        return f"a {implementation} kernel fails: {_first_line(error)}"
+    return ""
+
+
+def _ensure_triton_can_write() -> None:
+    from triton import knobs
+
+    try:
+        os.makedirs(knobs.cache.dir, exist_ok=True)
+        with tempfile.TemporaryFile(dir=knobs.cache.dir):
+            pass
+    except OSError as error:
+        folder = tempfile.mkdtemp(prefix="redream-triton-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        logger.warning("Triton's cache folder cannot be written (%s); kernels go to %s", error, folder)
+        knobs.cache.dir = folder
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _encode_tinycudann(

@@ -41,6 +41,7 @@ from redream.cameras import Camera, camera_rays
 from redream.colors import srgb_to_linear
 from redream.images import Rendering, composite, image_grid, save_png
 from redream.meshes.scenes import scene_parts
+from redream.render.egl import open_egl
 
 AMBIENT = 0.45  # share of the light that comes from everywhere; the rest comes from beside the camera
 CREASE_DEG = 35.0  # where a file brings no normals, edges sharper than this stay edges
@@ -179,8 +180,7 @@ def _renderer(width: int, height: int) -> Iterator[tuple[Any, Any, Any]]:
             from OpenGL import GL
             from pyrender.shader_program import ShaderProgramCache
 
-            platform = _platform(wanted, width, height)
-            platform.init_context()
+            platform = _open_platform(wanted, width, height)
             with _current(platform):
                 # Not pyrender's OffscreenRenderer: its `delete` runs a full garbage collection, 0.3 s beside a loaded
                 # network.
@@ -190,9 +190,9 @@ def _renderer(width: int, height: int) -> Iterator[tuple[Any, Any, Any]]:
                 GL.glEnable(GL.GL_SAMPLE_ALPHA_TO_ONE)
     except Exception as error:  # AttributeError, ImportError, GLError, AssertionError: PyOpenGL has no one type for it
         packages = "libosmesa6" if wanted == "osmesa" else "libegl1 libgl1-mesa-dri"
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise RendererUnavailable(
-            f"no OpenGL context through {wanted} ({type(error).__name__}: {error}); "
-            f"on Debian or Ubuntu run: apt-get install {packages}"
+            f"no OpenGL context through {wanted} ({reason}); on Debian or Ubuntu run: apt-get install {packages}"
         ) from error
     try:
         yield pyrender, renderer, platform
@@ -218,18 +218,16 @@ def _current(platform: Any) -> Iterator[None]:
             platform.make_uncurrent()
 
 
-def _platform(wanted: str, width: int, height: int) -> Any:
+def _open_platform(wanted: str, width: int, height: int) -> Any:
     if wanted == "egl":
-        from pyrender.platforms import egl
-
-        return egl.EGLPlatform(width, height, device=egl.get_device_by_index(int(os.environ.get("EGL_DEVICE_ID", "0"))))
+        return open_egl(width, height)
     if wanted == "osmesa":
-        from pyrender.platforms.osmesa import OSMesaPlatform
-
-        return OSMesaPlatform(width, height)
-    from pyrender.platforms.pyglet_platform import PygletPlatform
-
-    return PygletPlatform(width, height)
+        from pyrender.platforms.osmesa import OSMesaPlatform as Platform
+    else:
+        from pyrender.platforms.pyglet_platform import PygletPlatform as Platform
+    platform = Platform(width, height)
+    platform.init_context()
+    return platform
 
 
 def _close(platform: Any, wanted: str) -> None:

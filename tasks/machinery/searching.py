@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from redream.settings import RetrievalConfig
 from tasks.machinery.progress import waiting
-from tasks.machinery.slots import choose_device
 
 if TYPE_CHECKING:
     from redream.retrieval.index import Retrieval, TextEncoder
@@ -61,4 +60,4 @@ def _text_encoder(clip_model: str) -> TextEncoder:
         return tower
     from redream.clip import Clip
 
-    return Clip(clip_model, choose_device())
+    return Clip(clip_model)  # one prompt is no work for a GPU

@@ -1,79 +1,214 @@
-"""A machine's GPUs as a counted resource: as many trainings at a time as there are slots, whoever starts them.
+"""A machine's GPUs as a counted resource: whatever computes on one holds its slot, whoever starts it.
 
 A slot is a lock on a file in one folder of the machine, so that all processes share the count, whatever they write to,
-and the kernel frees the slot of a process that dies. Processes that see other devices (`CUDA_VISIBLE_DEVICES`) count
-apart. The stages of one process share one slot: they are one run's, and were given one GPU.
+and the kernel frees the slot of a process that dies. A GPU's slots are named by its UUID, by which processes that
+number the GPUs differently, and containers that see one each, mean the same card. A process keeps the GPU of its first
+slot until it ends: its CUDA context stays there, and so do the models that libraries keep. The stages of one process
+share its slot, and the last to leave gives the memory back before the slot; on a GPU they train one after the other,
+because two trainings would share one stream, need the memory of both and gain nothing.
+
+Without a GPU only trainings are counted, one per two cores.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import re
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+from tasks.machinery.devices import SMALL_GIB, Gpu, Lack, find_gpus, is_exclusive, require_device, why_not_runs
+from tasks.machinery.progress import raise_if_stopped, say
 
 NUM_SLOTS = "REDREAM_GPUS"  # environment variable: trainings at a time on this machine
 SLOTS_FOLDER = "REDREAM_SLOTS"  # environment variable: where the locks are
 POLL_SECONDS = 0.5
 
-
-def choose_device() -> str:
-    import torch  # seconds, and most who count slots need none of it
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
+OnWait = Callable[[str], None]
 
 
 @dataclass
-class _Held:
-    lock: FileLock
-    number: int
-    users: int
+class _Process:
+    """What this process holds: its GPU once it has one, and its slot while stages are in it."""
+
+    guard: threading.Lock = field(default_factory=threading.Lock)
+    training: threading.Lock = field(default_factory=threading.Lock)
+    gpu: Gpu | None = None
+    broken: dict[str, Lack] = field(default_factory=dict)  # GPUs on which nothing runs, by UUID
+    slot: FileLock | None = None
+    users: int = 0
 
 
-_guard = threading.Lock()
-_held: dict[Path, _Held] = {}
+_process = _Process()
 
 
 @contextmanager
-def gpu_slot(folder: Path, num_slots: int, on_wait: Callable[[], None] = lambda: None) -> Iterator[int]:
-    """Hold one of the machine's slots and give its number; `on_wait` is called while others have them all."""
-    with _guard:  # also while waiting: the process's other stages wait for the same slot
-        held = _held.get(folder)
-        if held is None:
-            held = _held[folder] = _acquire(folder, num_slots, on_wait)
-        held.users += 1
+def device_slot(
+    folder: Path, needed: float = SMALL_GIB, trains: bool = True, on_wait: OnWait = lambda _: None
+) -> Iterator[str]:
+    """Hold the slot of a device and give its name for torch, `cpu` or `cuda:N`.
+
+    Args:
+        folder: of the machine's locks.
+        needed: memory that the run takes of a GPU, GiB.
+        trains: on a CPU only trainings take a slot.
+        on_wait: called with each new reason to wait; what it raises ends the wait, as a request to stop does.
+
+    Raises:
+        ValueError: no GPU will do, and neither would the CPU.
+    """
+    on_wait = _telling_once(on_wait)
+    with _process.guard:  # also while waiting: the process's other stages wait for the same slot
+        places = _places(needed)
+        if not trains and all(gpu is None for gpu, _ in places):
+            places = []
+        elif _process.users == 0:
+            _process.slot, _process.gpu = _acquire(folder, places, needed, on_wait)
+        gpu = _process.gpu
+        _process.users += bool(places)
     try:
-        yield held.number
+        with _own_turn(on_wait) if trains and gpu is not None else nullcontext():
+            use_own_gpu()
+            yield f"cuda:{gpu.index}" if gpu is not None else "cpu"
+    except BaseException as error:
+        if gpu is not None:
+            _clear_frames(error)
+        raise
     finally:
-        with _guard:
-            held.users -= 1
-            if held.users == 0:
-                held.lock.release()
-                del _held[folder]
+        if places:
+            _leave()
 
 
-def _acquire(folder: Path, num_slots: int, on_wait: Callable[[], None]) -> _Held:
-    devices = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
-    machine = "" if SLOTS_FOLDER in os.environ else platform.node()  # containers of one machine have names of their own
-    group = re.sub(r"[^A-Za-z0-9-]", "-", f"{machine}-{devices}")[:100]
+def use_own_gpu() -> None:
+    """Make the process's GPU, if it has one, this thread's current one; OpenGL then draws on it too."""
+    if _process.gpu is not None:
+        import torch
+
+        torch.cuda.set_device(_process.gpu.index)
+
+
+def _places(needed: float) -> list[tuple[Gpu | None, str]]:
+    """Return the slots that would do, each with its GPU and the name of its lock."""
+    asked = asked_slots()
+    gpus = require_device(needed, _process.broken).gpus
+    if not gpus:
+        machine = "" if SLOTS_FOLDER in os.environ else platform.node()  # containers have names of their own
+        name = re.sub(r"[^A-Za-z0-9-]", "-", f"cpu-{machine}")[:100]
+        return [(None, f"{name}-{number}") for number in range(asked or cpu_slots())]
+    numbers = range(asked or len(gpus))
+    places = [(gpus[number % len(gpus)], number // len(gpus)) for number in numbers]
+    own = _process.gpu
+    return [(gpu, f"{gpu.uuid}-{turn}") for gpu, turn in places if own is None or gpu.uuid == own.uuid]
+
+
+def _acquire(
+    folder: Path, places: list[tuple[Gpu | None, str]], needed: float, on_wait: OnWait
+) -> tuple[FileLock, Gpu | None]:
+    """Take the first free slot, once its GPU has run an operation."""
     while True:
-        for number in range(num_slots):
-            lock = FileLock(folder / f"{group}-{number}.lock", thread_local=False)
+        reason = f"waiting for other runs to leave {'a GPU' if places[0][0] else 'the cores'}"
+        for gpu, name in places:
+            lock = FileLock(folder / f"{name}.lock", thread_local=False)
             try:
                 lock.acquire(timeout=0)
             except Timeout:
                 continue
-            return _Held(lock, number, users=0)
-        on_wait()
-        time.sleep(POLL_SECONDS)
+            trouble = why_not_runs(gpu) if gpu is not None and _process.gpu is None else ""
+            if not trouble:
+                return lock, gpu
+            lock.release()
+            assert gpu is not None
+            if is_exclusive(trouble):
+                reason = f"waiting for {gpu}, which another process has for itself ({trouble})"
+                continue
+            _process.broken[gpu.uuid] = Lack(found=f"{gpu}, is left out: nothing runs on it ({trouble})")
+            places = _places(needed)
+            say(require_device(needed, _process.broken).line())
+            break
+        else:
+            on_wait(reason)
+            time.sleep(POLL_SECONDS)
+
+
+def _leave() -> None:
+    """Leave the process's slot; the last stage to do so gives the GPU's memory back first."""
+    with _process.guard:
+        _process.users -= 1
+        if _process.users > 0:
+            return
+        if _process.gpu is not None:
+            import torch
+
+            gc.collect()
+            torch.cuda.empty_cache()
+        assert _process.slot is not None
+        _process.slot.release()
+        _process.slot = None
+
+
+def _clear_frames(error: BaseException) -> None:
+    """Let go of the models that a failed stage has in the frames of its traceback."""
+    cause: BaseException | None = error
+    while cause is not None:
+        traceback.clear_frames(cause.__traceback__)
+        cause = cause.__context__
+
+
+def _telling_once(on_wait: OnWait) -> OnWait:
+    told = ""
+
+    def wait(reason: str) -> None:
+        nonlocal told
+        raise_if_stopped()
+        if reason != told:
+            told = reason
+            on_wait(reason)
+
+    return wait
+
+
+@contextmanager
+def _own_turn(on_wait: OnWait) -> Iterator[None]:
+    while not _process.training.acquire(timeout=POLL_SECONDS):
+        on_wait("waiting for this run's other training")
+    try:
+        yield
+    finally:
+        _process.training.release()
+
+
+def device_name(device: str) -> str:
+    """Name a device of `device_slot` for people."""
+    return f"{_process.gpu} ({_process.gpu.uuid})" if device != "cpu" and _process.gpu is not None else "CPU"
+
+
+def num_slots() -> int:
+    """Return how many runs may train at a time on this machine."""
+    return asked_slots() or default_slots()
+
+
+def default_slots() -> int:
+    """Return how many that are if the user does not say: one per GPU, or without any, one per two cores."""
+    return len(find_gpus(SMALL_GIB).gpus) or cpu_slots()
+
+
+def cpu_slots() -> int:
+    return max(1, num_cores() // 2)
+
+
+def num_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def slots_folder() -> Path:

@@ -27,7 +27,8 @@ from prefect.runtime import flow_run
 
 from redream.overrides import flatten
 from redream.settings import RunConfig
-from tasks.machinery.progress import stop_requested
+from tasks.machinery.devices import SMALL_GIB, require_device
+from tasks.machinery.progress import say, stop_requested
 from tasks.machinery.store import Output, StageKey, Store, write_json
 from tasks.runs.records import ALIVE_LOCK, as_crashed, list_runs, run_folder
 from tasks.tracking.run_description import comparison, picture_and_files, run_note
@@ -48,6 +49,7 @@ class Run:
     mlflow_run_id: str
     prefect_tags: dict[str, str]
     salts: dict[str, str] = field(default_factory=dict)  # by stage: what must be made anew
+    gpu_gib: float = SMALL_GIB  # of a GPU's memory that its stages need
 
     @property
     def folder(self) -> Path:
@@ -77,6 +79,7 @@ def open_run(
     out: Path,
     repeats: Repeats | None = None,
     batch: str = "",
+    gpu_gib: float = SMALL_GIB,
 ) -> Iterator[Run]:
     """Record a run from its first moment to its end, however it ends.
 
@@ -86,7 +89,15 @@ def open_run(
         config: none for a flow of flows.
         repeats: the run that this one repeats in part.
         batch: the run of the batch that this one belongs to.
+        gpu_gib: memory that it needs of a GPU.
+
+    Raises:
+        ValueError: no device of this machine will do.
     """
+    device = ""
+    if config is not None:  # else others compute
+        device = require_device(gpu_gib).line()
+        say(device)
     repeated = (repeats.run_id, repeats.mlflow_run_id) if repeats is not None else ("", "")
     settle_crashed(out)  # an earlier attempt perhaps, which could not close what it had opened
     if (flow_run.run_count or 0) > 1 and repeats is None:
@@ -110,6 +121,7 @@ def open_run(
         mlflow_run_id=tracker.run_id,
         prefect_tags=prefect_tags,
         salts=dict(repeats.salts) if repeats is not None else {},
+        gpu_gib=gpu_gib,
     )
     alive = FileLock(run.folder / ALIVE_LOCK)  # dies with this process, by which others know a crashed run
     alive.acquire()
@@ -123,6 +135,7 @@ def open_run(
             "request": dict(request),
             "started": started.isoformat(timespec="seconds"),
             "machine": platform.platform(),
+            "device": device.removeprefix("device: "),
             "process": {"host": platform.node(), "pid": os.getpid()},
             "mlflow": {"uri": tracking.uri, "run_id": tracker.run_id},
             "prefect": prefect_tags,
@@ -167,14 +180,21 @@ def record_start(run: Run, key: StageKey, state: str = "running") -> None:
     _update(run, lambda record: record["stages"].update({key.stage: {"state": state, **_begun(key)}}))
 
 
-def record_stage(run: Run, key: StageKey, output: Output, is_cached: bool) -> None:
-    """Note a finished stage in `run.json`; its seconds are those of the attempt that made it."""
+def record_stage(
+    run: Run, key: StageKey, output: Output, is_cached: bool, facts: Mapping[str, str] | None = None
+) -> None:
+    """Note a finished stage in `run.json`; its seconds are those of the attempt that made it.
+
+    Args:
+        facts: the attempt's device, and what drew its pictures.
+    """
     entry = {
         "state": "cached" if is_cached else "computed",
         "digest": output.digest,
         "folder": str(Path(output.folder).relative_to(run.out)),
         "seconds": output.seconds,
         "mlflow_run_id": output.mlflow_run_id,
+        **(facts or {}),
     }
     _end(run, key, entry)
 

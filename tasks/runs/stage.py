@@ -14,17 +14,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Literal, Protocol, TypeVar, cast
 
 from prefect import Task
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed
 
 from tasks.machinery.progress import duration, raise_if_stopped, say, track
-from tasks.machinery.slots import asked_slots, gpu_slot, slots_folder
+from tasks.machinery.slots import device_name, device_slot, num_cores, slots_folder, use_own_gpu
 from tasks.machinery.store import Output, StageKey, salted
 from tasks.runs.run import Run, record_failure, record_stage, record_start
 from tasks.tracking.tracker import Tracker
@@ -53,13 +53,18 @@ Item = TypeVar("Item")
 
 @dataclass
 class Work:
-    """A stage at work: its folder, its checkpoint, its MLflow run. `metrics` are its final figures."""
+    """A stage at work: its folder, its checkpoint, its MLflow run, and the device to compute on, as torch names it.
+
+    `metrics` are its final figures, `facts` what else should be known of the attempt.
+    """
 
     stage: str
     folder: Path
     checkpoint: Path
     tracker: Tracker
+    device: str
     metrics: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, str] = field(default_factory=dict)
 
     def track(self, items: Iterable[Item], total: int | None, label: str = "") -> Iterator[Item]:
         """Show progress over plain items."""
@@ -100,14 +105,15 @@ def run_stage(
     key: StageKey,
     settings: Mapping[str, Any],
     produce: Callable[[Work], Mapping[str, Any]],
-    trains: bool = False,
+    needs: Literal["cores", "device", "training"] = "cores",
 ) -> Output:
     """Return a stage's output from the store, or let `produce` make it.
 
     Args:
         settings: parameters of the nested MLflow run, flat.
         produce: writes files into `work.folder` and returns what it found as JSON.
-        trains: it needs one of the machine's GPUs, which it waits for.
+        needs: a `device` is one of the machine's GPUs, which the stage waits for, or else the CPU; on the CPU only a
+            `training` waits for others.
 
     Returns:
         The output; where it was found in the store, in a Prefect state that says so; a future's `result()` unwraps it.
@@ -120,8 +126,11 @@ def run_stage(
         with run.store.lock(key, on_wait=raise_if_stopped):
             found = run.store.find(key)  # another run may have made it meanwhile
             if found is None:
-                with _training_slot(run, key) if trains else nullcontext():
-                    return _compute(run, key, settings, produce)
+                if needs == "cores":
+                    use_own_gpu()
+                    return _compute(run, key, settings, produce, "cpu")
+                with _slot(run, key, trains=needs == "training") as device:
+                    return _compute(run, key, settings, produce, device)
     _track_cached(run, key, found)
     say(f"{key.stage}: reused")
     return cast(Output, Completed(name="Cached", message=f"{key.stage} {key.digest}", data=found))
@@ -131,18 +140,6 @@ def is_passing(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bo
     """Tell Prefect to try again only where the cause may pass, such as memory that another process held."""
     error = state.result(raise_on_failure=False)
     return any(kind.__name__ in PASSING_CAUSES for kind in type(error).__mro__)
-
-
-def num_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def default_slots() -> int:
-    """Return how many trainings this machine takes at a time: one per GPU, or without any, one per two cores."""
-    import torch
-
-    return torch.cuda.device_count() or max(1, num_cores() // 2)
 
 
 def share_cores(num_stages: int) -> None:
@@ -160,28 +157,23 @@ def primed(items: Iterator[Item]) -> Iterator[Item]:
 
 
 @contextmanager
-def _training_slot(run: Run, key: StageKey) -> Iterator[None]:
-    """Wait for one of the machine's GPUs and let this thread use it."""
-    import torch
+def _slot(run: Run, key: StageKey, trains: bool) -> Iterator[str]:
+    """Wait for a device and let this thread use it."""
 
-    has_waited = False
+    def wait(reason: str) -> None:
+        record_start(run, key, "waiting")
+        say(f"{key.stage}: {reason}")
 
-    def wait() -> None:
-        nonlocal has_waited
-        raise_if_stopped()
-        if not has_waited:
-            record_start(run, key, "waiting")
-            say(f"{key.stage}: waiting for other runs to leave a GPU")
-            has_waited = True
-
-    with gpu_slot(slots_folder(), asked_slots() or default_slots(), wait) as number:
-        if torch.cuda.is_available():
-            torch.cuda.set_device(number % torch.cuda.device_count())
-        yield
+    with device_slot(slots_folder(), run.gpu_gib, trains, wait) as device:
+        yield device
 
 
 def _compute(
-    run: Run, key: StageKey, settings: Mapping[str, Any], produce: Callable[[Work], Mapping[str, Any]]
+    run: Run,
+    key: StageKey,
+    settings: Mapping[str, Any],
+    produce: Callable[[Work], Mapping[str, Any]],
+    device: str,
 ) -> Output:
     tags = {"redream.run_id": run.run_id, "redream.stage": key.stage, "redream.key": key.digest, **run.prefect_tags}
     tracker = Tracker.start(run.tracking, key.stage, tags, parent=run.mlflow_run_id)
@@ -190,12 +182,13 @@ def _compute(
     started = time.monotonic()
     try:
         folder, checkpoint = run.store.begin(key)
-        work = Work(key.stage, folder, checkpoint, tracker)
+        work = Work(key.stage, folder, checkpoint, tracker, device)
         result = produce(work)
         tracker.flush()  # once the output counts, no later attempt logs its steps again
         seconds = time.monotonic() - started
-        facts = {"run_id": run.run_id, "prefect": run.prefect_tags}
-        output = run.store.publish(key, result, work.metrics, seconds, tracker.run_id, facts)
+        facts = {"device": device_name(device), **work.facts}
+        origin = {"run_id": run.run_id, "prefect": run.prefect_tags}
+        output = run.store.publish(key, result, work.metrics, seconds, tracker.run_id, {**origin, **facts})
     except BaseException as error:
         tracker.set_tags({"redream.error": f"{type(error).__name__}: {error}"[:4000]})
         tracker.finish("FAILED" if isinstance(error, Exception) else "KILLED")
@@ -203,7 +196,7 @@ def _compute(
         raise
     tracker.log_final({f"{key.stage}/seconds": seconds, **_prefixed(key.stage, work.metrics)})
     tracker.finish()
-    record_stage(run, key, output, is_cached=False)
+    record_stage(run, key, output, is_cached=False, facts=facts)
     say(f"{key.stage}: {duration(seconds)}")
     return output
 

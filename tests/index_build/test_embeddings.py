@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from index_build.download import DownloadError
-from index_build.embeddings import Shard, embed_assets, embed_captions, embed_views, read_shard, write_shard
+from index_build.embeddings import Shard, embed_assets, embed_captions, embed_together, read_shard, write_shard
 from redream.clip import Clip
 from redream.meshes.assets import AssetError
 from redream.records import Asset
@@ -17,22 +17,22 @@ from redream.records import Asset
 
 def test_an_asset_is_the_normalised_mean_of_its_views_in_any_order(clip: Clip):
     images = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    embedding = embed_views(images, clip, 1)[0]
+    embedding = embed_together([images], clip, 1)[0][0]
     mean = clip.embed_images(images).mean(dim=0)
     torch.testing.assert_close(embedding, mean / mean.norm())
-    torch.testing.assert_close(embed_views(images.flip(0), clip, 1)[0], embedding)
+    torch.testing.assert_close(embed_together([images.flip(0)], clip, 1)[0][0], embedding)
 
 
 def test_an_asset_of_one_view_is_that_view(clip: Clip):
     image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(embed_views(image, clip, 1)[0], clip.embed_images(image)[0])
+    torch.testing.assert_close(embed_together([image], clip, 1)[0][0], clip.embed_images(image)[0])
 
 
 def test_kept_views_stay_apart_and_fewer_repeat(clip: Clip):
     images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     embeddings = clip.embed_images(images)
-    torch.testing.assert_close(embed_views(images, clip, 3), embeddings)
-    torch.testing.assert_close(embed_views(images, clip, 5), embeddings[[0, 1, 2, 0, 1]])
+    torch.testing.assert_close(embed_together([images], clip, 3)[0], embeddings)
+    torch.testing.assert_close(embed_together([images], clip, 5)[0], embeddings[[0, 1, 2, 0, 1]])
 
 
 def some_shard() -> Shard:

@@ -39,6 +39,8 @@ def redream(
         (["generate", "cube", "--index", "absent"], "no index there"),
         (["generate", "cube", "--seed", "many"], "--seed"),
         (["generate", "cube", "--speed", "5"], "--speed"),
+        (["generate", "cube", "--device", "gpu"], "choose cpu, cuda, or one GPU"),
+        (["generate", "cube", "--preset", "sd21", "--method", "sds"], "this preset needs a GPU with 14 GiB"),
         (["generate"], "prompt"),
         (["search", "\x07"], "control character"),
         (["search", "cube", "--top-k", "0"], "--top-k"),

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
 from flows.command import doctor
 from tests.flows.services import Served, free_port
+from tests.tasks.machinery.faked_cards import BUSY, Card, fake_cards
 
 
 def test_every_lack_comes_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # OpenGL is asked in a process of its own, which takes seconds; its test is below.
     monkeypatch.setattr(doctor, "check_gl", doctor.check_scann)
     findings = doctor.examine(tmp_path)
-    names = {"machine", "GPU", "ScaNN", "tiny-cuda-nn", "orchestration", "mini weights", "sd21 weights", "servers"}
+    names = {"machine", "GPU", "ScaNN", "orchestration", "mini weights", "sd21 weights", "servers"}
     assert names <= {finding.name for finding in findings}
     for finding in findings:
         assert finding.found
@@ -56,6 +60,84 @@ def test_machine_without_opengl_is_told_what_to_install(monkeypatch: pytest.Monk
     assert finding.state == "missing"
     assert finding.found == "no OpenGL context by egl"
     assert "install" in finding.remedy
+
+
+CARD = Card("NVIDIA GeForce RTX 4090", 23.5, (8, 9))
+COMPILES = "Triton cannot launch: Failed to find C compiler. Please specify via CC environment variable."
+
+
+@pytest.mark.parametrize(
+    ("cards", "num_shown", "expected"),
+    [
+        ([], None, [("optional", "the GPU cannot be used: no CUDA-capable device is detected", "nvidia-smi")]),
+        ([CARD], None, [("ok", "GPU 0, NVIDIA GeForce RTX 4090, 24 of 24 GiB free", "")]),
+        (
+            [Card("Tesla P100-PCIE-16GB", 15.9, (6, 0))],
+            None,
+            [("optional", "GPU 0, Tesla P100-PCIE-16GB (sm_60), is not supported by torch 2.15.0+cu132", "--torch-")],
+        ),
+        (
+            [CARD, Card("NVIDIA T400 4GB", 3.8, (7, 5))],
+            None,
+            [
+                ("ok", "GPU 0, NVIDIA GeForce RTX 4090, 24 of 24 GiB free", ""),
+                ("ok", "GPU 1, NVIDIA T400 4GB, 4 of 4 GiB free", "sd21 needs one with 14 GiB"),
+            ],
+        ),
+        (
+            [Card("NVIDIA H100 80GB HBM3 MIG 1g.10gb", 9.8, has_free_memory=False), CARD],
+            1,
+            [
+                ("ok", "GPU 0, NVIDIA H100 80GB HBM3 MIG 1g.10gb, 10 GiB", "sd21 needs one"),
+                ("optional", "GPU 1 is not shown to this process", "CUDA_VISIBLE_DEVICES=MIG-"),
+            ],
+        ),
+        (
+            [Card(trouble=BUSY)],
+            None,
+            [("optional", f"GPU 0, NVIDIA H100 80GB HBM3: another process has it for itself ({BUSY})", "wait")],
+        ),
+    ],
+    ids=["driver only", "one", "old", "display card", "MIG", "exclusive"],
+)
+def test_each_card_of_a_machine_has_one_right_sentence(
+    cards: list[Card],
+    num_shown: int | None,
+    expected: list[tuple[str, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake_cards(monkeypatch, cards, num_shown)
+    monkeypatch.setattr(doctor, "_check_field", lambda _: [])
+    found = doctor.check_gpus()
+    assert [(finding.state, finding.found) for finding in found] == [(state, text) for state, text, _ in expected]
+    assert all(remedy in finding.remedy for finding, (_, _, remedy) in zip(found, expected, strict=True))
+    assert not any("\n" in finding.found + finding.remedy for finding in found)
+
+
+def test_gpu_without_a_compiler_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_cards(monkeypatch, [CARD])
+    asked: list[int] = []
+    hash_grid: Any = ModuleType("redream.field.hash_grid")  # it needs the whole of torch, which is faked
+    hash_grid.why_not_triton = lambda index: asked.append(index) or COMPILES
+    hash_grid.why_not_tinycudann = lambda index: "tinycudann is not installed"
+    monkeypatch.setitem(sys.modules, hash_grid.__name__, hash_grid)
+    _, triton, tinycudann = doctor.check_gpus()
+    assert (triton.state, triton.found) == ("optional", COMPILES)
+    assert "apt-get install gcc libc6-dev python3-dev" in triton.remedy
+    assert (tinycudann.state, tinycudann.remedy) == ("optional", "nothing: Triton computes the same")
+    assert asked == [0]
+
+
+def test_software_opengl_beside_a_gpu_is_told_what_containers_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = subprocess.CompletedProcess([], 0, stdout="llvmpipe (LLVM 15.0.6, 256 bits)\n", stderr="")
+    monkeypatch.setattr(doctor.subprocess, "run", lambda *_, **__: done)
+    monkeypatch.setattr(doctor, "present_gpus", lambda: ("", ""))
+    assert doctor.check_gl().state == "ok"
+    monkeypatch.setattr(doctor, "present_gpus", lambda: ("NVIDIA A100", "580.65.06"))
+    finding = doctor.check_gl()
+    assert finding.state == "optional"
+    assert "although a GPU is there" in finding.found
+    assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility,graphics" in finding.remedy
 
 
 def test_server_that_does_not_answer_is_missing_where_it_was_asked_for(

@@ -331,7 +331,7 @@ def test_a_machine_without_gl_is_told_what_to_install(monkeypatch: pytest.Monkey
     if os.environ["PYOPENGL_PLATFORM"] != "egl":
         pytest.skip("this run does not use EGL")
     monkeypatch.setenv("EGL_DEVICE_ID", "99")
-    with pytest.raises(RendererUnavailable, match="apt-get install libegl1 libgl1-mesa-dri"):
+    with pytest.raises(RendererUnavailable, match="EGL_DEVICE_ID is 99.*leave it out"):
         render_mesh(trimesh.Scene(plain_box()), view())
     monkeypatch.delenv("EGL_DEVICE_ID")
     assert render_mesh(trimesh.Scene(plain_box()), view()).opacity.sum() > 0
