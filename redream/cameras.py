@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from redream.devices import send
 from redream.settings import CameraConfig
 
 
@@ -44,7 +45,8 @@ class Camera:
         return K
 
     def to(self, device: torch.device | str) -> Camera:
-        return Camera(self.c2w.to(device), self.fovy_deg.to(device), self.height, self.width)
+        device = torch.device(device)
+        return Camera(send(self.c2w, device), send(self.fovy_deg, device), self.height, self.width)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from redream.devices import send
+
 
 @dataclass(frozen=True, eq=False)
 class Rendering:
@@ -26,6 +28,9 @@ class Rendering:
 
     def __getitem__(self, index: slice | Tensor) -> Rendering:
         return Rendering(self.rgb[index], self.opacity[index], self.depth[index])
+
+    def to(self, device: torch.device) -> Rendering:
+        return Rendering(send(self.rgb, device), send(self.opacity, device), send(self.depth, device))
 
 
 def composite(rendering: Rendering, background: float | Tensor) -> Float[Tensor, "batch height width 3"]:

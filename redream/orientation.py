@@ -50,7 +50,7 @@ def find_front(
     prompts = [t.format(view=view, caption=caption.rstrip(". ")) for view in VIEWS for t in TEMPLATES]
     similarity = clip.embed_images(images) @ clip.embed_text(prompts).T
     view_scores = similarity.reshape(len(images), len(VIEWS), len(TEMPLATES)).mean(dim=-1)
-    return choose_front(front_evidence(view_scores), config.min_margin)
+    return choose_front(front_evidence(view_scores.cpu()), config.min_margin)
 
 
 def ring_cameras(config: OrientationConfig, image_size: int) -> Camera:
@@ -63,7 +63,7 @@ def front_evidence(view_scores: Float[Tensor, "poses 3"]) -> Float[Tensor, " pos
     num_poses = len(view_scores)
     pose = torch.arange(num_poses, dtype=torch.float64)
     offset = (pose[None, :] - pose[:, None]) * (2 * torch.pi / num_poses)  # [front at, seen from]
-    toward = offset.cos().to(view_scores)
+    toward = offset.cos().to(view_scores.dtype)
     expected = torch.stack([toward.clamp(min=0) ** 2, 1 - toward**2, toward.clamp(max=0) ** 2], dim=-1)
     return torch.einsum("apv,pv->a", expected, view_scores) / num_poses
 
@@ -74,7 +74,7 @@ def choose_front(evidence: Float[Tensor, " poses"], min_margin: float) -> Orient
     best = int(evidence.argmax())
     steps = (torch.arange(len(evidence)) - best) % len(evidence)
     away_deg = torch.minimum(steps, len(evidence) - steps) * spacing_deg
-    rivals = evidence[(away_deg >= RIVAL_BEYOND_DEG - 1e-3).to(evidence.device)]
+    rivals = evidence[away_deg >= RIVAL_BEYOND_DEG - 1e-3]
     margin = float(evidence[best] - rivals.max())
     has_clear_front = margin >= min_margin
     azimuth_deg = (best * spacing_deg + 180.0) % 360.0 - 180.0 if has_clear_front else 0.0

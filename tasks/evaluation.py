@@ -99,8 +99,12 @@ def render_orbit(particle: Particle, config: RunConfig, size: int, label: str) -
     starts = range(0, len(camera), VIEWS_PER_BATCH)
     batches = [camera[start : start + VIEWS_PER_BATCH] for start in starts]
     with torch.no_grad():
-        renderings = [particle.render(batch, config.field) for batch in track(batches, label, len(batches))]
-    return torch.cat([composite(rendering, views.background).cpu() for rendering in renderings])
+        return torch.cat(
+            [
+                composite(particle.render(batch, config.field), views.background).cpu()
+                for batch in track(batches, label, len(batches))
+            ]
+        )
 
 
 def _orbit(config: RunConfig, size: int) -> Camera:

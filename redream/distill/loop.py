@@ -13,6 +13,7 @@ adaptation, and a second call continues from its state with the adapted one. Eve
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from redream.cameras import Camera, camera_rays, sample_cameras
+from redream.devices import send
 from redream.distill.asset_velocity import asset_energy
 from redream.distill.delta import delta_gradient, is_delta_step
 from redream.distill.loss import opacity_entropy, sparsity, specify_gradient
@@ -90,7 +92,8 @@ class DistillState:
 
     def load(self, folder: Path | str) -> None:
         """Continue from a checkpoint of the same settings."""
-        saved = torch.load(Path(folder) / CHECKPOINT, weights_only=True)
+        # On the CPU first: the generator's state is refused elsewhere, and the optimisers move theirs themselves.
+        saved = torch.load(Path(folder) / CHECKPOINT, map_location="cpu", weights_only=True)
         for particle, state in zip(self.particles, saved["particles"], strict=True):
             particle.load_state_dict(state)
         for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
@@ -153,8 +156,10 @@ def distill(
         NonFiniteLoss: with the step and the timesteps.
     """
     embeds = prior.prompt_embeds(prompt)
+    prior.rest()
+    asset_indices = [int(particle.asset_index) for particle in state.particles]
     while state.step < until_step:
-        yield _step(state, prior, embeds, assets, config, field_config, camera_config)
+        yield _step(state, prior, embeds, assets, asset_indices, config, field_config, camera_config)
 
 
 def _step(
@@ -162,6 +167,7 @@ def _step(
     prior: StableDiffusionPrior,
     embeds: PromptEmbeds,
     assets: list[AssetViews],
+    asset_indices: list[int],
     config: DistillConfig,
     field_config: FieldConfig,
     camera_config: CameraConfig,
@@ -169,7 +175,7 @@ def _step(
     step, generator = state.step, state.generator
     index = int(torch.randint(len(state.particles), (), generator=generator))
     particle, optimizer = state.particles[index], state.optimizers[index]
-    asset_index = int(particle.asset_index)
+    asset_index = asset_indices[index]
     is_warm_up = config.use_initialisation and asset_index >= 0 and step < config.warm_up_steps
     is_delta = config.method == "redream" and asset_index >= 0 and is_delta_step(step, config.delta_every)
 
@@ -178,24 +184,26 @@ def _step(
     asset: Rendering | None = None
     if is_warm_up or is_delta:
         camera, asset = _draw_asset_view(assets[asset_index], config.views_per_step, size, generator)
-        camera, asset = camera.to(prior.device), _to_device(asset, prior.device)
+        asset = asset.to(prior.device)
     else:
-        camera = sample_cameras(camera_config, config.views_per_step, size, generator).to(prior.device)
+        camera = sample_cameras(camera_config, config.views_per_step, size, generator)
+    views = camera_views(camera, camera_config)
+    camera = camera.to(prior.device)
 
     rendering = particle.render(camera, field_config, generator)
     background = _draw_background(particle.field, camera, config, generator)
     x_0 = prior.encode(to_images(composite(rendering, background)))
-    t = sample_timesteps(config, step, len(prior.alphas_cumprod), len(x_0), generator).to(prior.device)
-    eps = torch.randn(x_0.shape, generator=generator).to(prior.device)
+    t = sample_timesteps(config, step, len(prior.alphas_cumprod), len(x_0), generator)
+    eps = send(torch.randn(x_0.shape, generator=generator), prior.device)
     gradient_of = partial(
         _latent_gradient,
         prior=prior,
         embeds=embeds,
         camera=camera,
-        t=t,
+        t=send(t, prior.device),
         eps=eps,
         config=config,
-        views=camera_views(camera, camera_config),
+        views=views,
     )
     gradient = gradient_of(x_0)
     asset_x_0 = None
@@ -215,25 +223,22 @@ def _step(
     if is_warm_up:
         assert asset is not None
         losses["asset"] = asset_energy(rendering, asset, background, config.lambda_ret_rgb, config.lambda_ret_opacity)
-    _check_finite(losses, step, t)
     optimizer.zero_grad(set_to_none=True)
     torch.stack(list(losses.values())).sum().backward()
-    grad_norm = _grad_norm(particle.field)
-    if not grad_norm < float("inf"):
-        raise NonFiniteLoss(f"the gradient's norm is {grad_norm} at step {step}, t = {t.tolist()}")
+    values = _read_finite({**losses, "gradient's norm": _grad_norm(particle.field)}, step, t)
+    grad_norm = values.pop("gradient's norm")
     optimizer.step()
 
     if config.method != "sds":
         shown = x_0
         if is_warm_up and config.variational_sees_assets and asset_x_0 is not None:
             shown = torch.cat([x_0, asset_x_0])
-        losses["variational"] = _train_variational(state, prior, embeds, shown, camera, config)
-        _check_finite(losses, step, t)
+        loss = _train_variational(state, prior, embeds, shown, camera, config)
+        values |= _read_finite({"variational": loss}, step, t)
     if (step + 1) % config.occupancy_every == 0:
         interval = step_length(field_config.radius, field_config.num_samples_per_ray)
         particle.occupancy.update(particle.field.density, interval, generator)
     state.step += 1
-    values = {name: float(loss.detach()) for name, loss in losses.items()}
     return DistillStep(state.step, index, tuple(t.tolist()), values, grad_norm)
 
 
@@ -271,8 +276,8 @@ def _train_variational(
 ) -> Tensor:
     """Take one denoising step of the variational network on the current renders, with timesteps and noise anew."""
     generator, repeats = state.generator, len(x_0) // len(camera)
-    t = torch.randint(len(prior.alphas_cumprod), (len(x_0),), generator=generator).to(prior.device)
-    eps = torch.randn(x_0.shape, generator=generator).to(prior.device)
+    t = send(torch.randint(len(prior.alphas_cumprod), (len(x_0),), generator=generator), prior.device)
+    eps = send(torch.randn(x_0.shape, generator=generator), prior.device)
     is_dropped = bool(torch.rand((), generator=generator) < config.camera_dropout)
     seen = (
         None
@@ -312,10 +317,10 @@ def _draw_background(
     if config.background == "grey":
         low, high = config.background_grey
         grey = low + (high - low) * torch.rand(len(camera), 1, 1, 1, generator=generator)
-        return grey.to(camera.c2w.device)
+        return send(grey, camera.c2w.device)
     is_random = bool(torch.rand((), generator=generator) < config.random_background_probability)
-    color = torch.rand(len(camera), 1, 1, 3, generator=generator).to(camera.c2w.device)
-    return color if is_random else field.background(camera_rays(camera).directions)
+    color = torch.rand(len(camera), 1, 1, 3, generator=generator)
+    return send(color, camera.c2w.device) if is_random else field.background(camera_rays(camera).directions)
 
 
 def _field_optimizer(field: RadianceField, config: DistillConfig) -> torch.optim.Optimizer:
@@ -327,16 +332,15 @@ def _field_optimizer(field: RadianceField, config: DistillConfig) -> torch.optim
     return torch.optim.AdamW(groups, betas=(0.9, 0.99), eps=1e-15, fused=True)
 
 
-def _check_finite(losses: dict[str, Tensor], step: int, t: Tensor) -> None:
-    for name, loss in losses.items():
-        if not torch.isfinite(loss):
-            raise NonFiniteLoss(f"the {name} loss is {loss.item()} at step {step}, t = {t.tolist()}")
+def _read_finite(losses: dict[str, Tensor], step: int, t: Tensor) -> dict[str, float]:
+    """Read all losses at once, which waits for a GPU once."""
+    values = torch.stack([loss.detach().float() for loss in losses.values()]).tolist()
+    for name, value in zip(losses, values, strict=True):
+        if not math.isfinite(value):
+            raise NonFiniteLoss(f"the {name} loss is {value} at step {step}, t = {t.tolist()}")
+    return dict(zip(losses, values, strict=True))
 
 
-def _grad_norm(field: RadianceField) -> float:
+def _grad_norm(field: RadianceField) -> Float[Tensor, ""]:
     grads = [parameter.grad for parameter in field.parameters() if parameter.grad is not None]
-    return float(torch.stack([grad.norm() for grad in grads]).norm())
-
-
-def _to_device(rendering: Rendering, device: torch.device) -> Rendering:
-    return Rendering(rendering.rgb.to(device), rendering.opacity.to(device), rendering.depth.to(device))
+    return torch.stack([grad.norm() for grad in grads]).norm()

@@ -45,7 +45,7 @@ class Particle(nn.Module):
 
 def load_particles(folder: Path | str, config: FieldConfig, device: torch.device | str = "cpu") -> list[Particle]:
     """Read only the particles of a saved state, to look at them."""
-    saved = torch.load(Path(folder) / CHECKPOINT, weights_only=True)["particles"]
+    saved = torch.load(Path(folder) / CHECKPOINT, map_location="cpu", weights_only=True)["particles"]
     particles = []
     for state in saved:
         particle = Particle(config, -1, torch.Generator())

@@ -15,7 +15,6 @@ from __future__ import annotations
 import atexit
 import functools
 import importlib
-import itertools
 import logging
 import os
 import shutil
@@ -94,14 +93,16 @@ def encode_torch(
     positions: Float[Tensor, "num 3"], table: Float[Tensor, "entries channels"], levels: tuple[GridLevel, ...]
 ) -> Float[Tensor, "num features"]:
     """Encode in plain PyTorch: the reference that the other implementations are tested against."""
+    # Made where they are needed: a list would have to be sent there, and sending waits for a GPU.
+    numbers = torch.arange(8, device=positions.device)
+    corners = torch.stack([numbers >> 2, numbers >> 1 & 1, numbers & 1], dim=-1)
     features = []
     for level in levels:
         grid = positions * level.scale + 0.5  # the stagger of App. A
         lower = grid.detach().floor()
         fraction = grid - lower
         feature = table.new_zeros(len(positions), table.shape[1])
-        for corner in itertools.product((0, 1), repeat=3):
-            is_upper = torch.tensor(corner, device=positions.device)
+        for is_upper in corners:
             weight = torch.where(is_upper == 1, fraction, 1.0 - fraction).prod(dim=-1, keepdim=True)
             rows = level.offset + vertex_index(lower.long() + is_upper, level)
             feature = feature + weight * table[rows]

@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from redream.field.grid_levels import HASH_PRIMES, GridLevel
 
-BLOCK = 256  # points per program
+BLOCK = 256  # points per program; their number differs from call to call, and no kernel is compiled again for it
 PRIME_Y, PRIME_Z = tl.constexpr(HASH_PRIMES[1]), tl.constexpr(HASH_PRIMES[2])
 
 
@@ -99,7 +99,7 @@ def _corner(x, y, z, fx, fy, fz, shapes, level, corner: tl.constexpr):
     return tl.load(shapes + level * 4) + row.to(tl.int32), wx, wy, wz
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num"])
 @no_type_check
 def _encode_kernel(
     positions, table, scales, shapes, features, num, num_levels, channels: tl.constexpr, block: tl.constexpr
@@ -118,7 +118,7 @@ def _encode_kernel(
         tl.store(features + (points * num_levels + level) * channels + f, total, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num"])
 @no_type_check
 def _scatter_kernel(
     positions, grad_table, scales, shapes, grad, num, num_levels, channels: tl.constexpr, block: tl.constexpr
@@ -136,7 +136,7 @@ def _scatter_kernel(
             tl.atomic_add(grad_table + row * channels + f, wx * wy * wz * g, mask=inside, sem="relaxed")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num"])
 @no_type_check
 def _pull_back_kernel(
     positions, table, scales, shapes, grad, grad_positions, num, num_levels,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import max_pool3d, pad
 
 from redream.cameras import Camera
+from redream.devices import send
 
 
 class OccupancyGrid(nn.Module):
@@ -71,7 +72,7 @@ class OccupancyGrid(nn.Module):
         size, device = self.resolution, self.opacities.device
         axis = torch.arange(size, device=device)
         corners = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).reshape(-1, 3)
-        jitter = torch.rand(corners.shape, generator=generator, device=generator.device).to(device)
+        jitter = send(torch.rand(corners.shape, generator=generator, device=generator.device), device)
         positions = (corners + jitter) * (2.0 * self.radius / size) - self.radius
         seen = (density(positions) * step_length).reshape(self.opacities.shape)
         if growth_cells is not None:

@@ -28,5 +28,6 @@ def wrong_front_share(
         raise ValueError("none of the views is from behind: counting false fronts needs |azimuth| above 90 degrees")
     if "front" not in judge.config.views:
         raise ValueError(f"the judge knows the views {judge.config.views}, not 'front'")
-    called = judge(images[is_behind]).view.argmax(dim=-1)
+    device = next(judge.parameters()).device
+    called = judge(images[is_behind.to(images.device)].to(device)).view.argmax(dim=-1)
     return (called == judge.config.views.index("front")).double().mean().item()

@@ -9,6 +9,7 @@ they no longer improve, and the best state is kept.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,13 +18,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from redream.devices import send
 from redream.images import composite, to_images
 from redream.prior.prompts import VIEW_NAMES, ViewPrefixes, camera_views
 from redream.prior.stable_diffusion import ADAPTER, StableDiffusionPrior, sample_images
 from redream.render.mesh import AssetViews
 from redream.settings import AdaptationConfig, CameraConfig
 
-ENCODE_BATCH = 8  # views per pass through the codec
+ENCODE_BATCH = 8  # views per pass through the codec, fewer where they are large
+HELD_OUT_POSITIONS = 2**15  # of latents per pass through the UNet: eight views of a 512-pixel model
 HELD_OUT_T = (0.1, 0.3, 0.5, 0.7, 0.9)  # shares of the timesteps at which each held-out view is looked at
 
 
@@ -47,7 +50,8 @@ class _Example:
     view: list[str]
 
     def pick(self, indices: list[int]) -> _Example:
-        return _Example(self.x_0[indices], [self.caption_index[i] for i in indices], [self.view[i] for i in indices])
+        rows = send(torch.tensor(indices), self.x_0.device)
+        return _Example(self.x_0[rows], [self.caption_index[i] for i in indices], [self.view[i] for i in indices])
 
 
 def adapt_prior(
@@ -83,10 +87,11 @@ def adapt_prior(
         indices = torch.randint(len(training.view), (config.batch_size,), generator=generator).tolist()
         t, eps = _draw_noise(prior, training, config.batch_size, generator)
         loss = _denoising_loss(prior, training.pick(indices), captions, t, eps)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"adaptation: the loss is {loss.item()} at step {step}")
         optimizer.zero_grad()
         loss.backward()
+        seen = loss.item()
+        if not math.isfinite(seen):
+            raise FloatingPointError(f"adaptation: the loss is {seen} at step {step}")
         optimizer.step()
         held_out_loss, is_best = None, False
         if step % config.validate_every == 0 or step == config.num_steps:
@@ -100,7 +105,7 @@ def adapt_prior(
             with torch.no_grad():
                 for parameter, value in zip(trained, best, strict=True):
                     parameter.copy_(value)
-        yield AdaptStep(step, loss.item(), held_out_loss, is_best, is_last)
+        yield AdaptStep(step, seen, held_out_loss, is_best, is_last)
         if is_last:
             return
 
@@ -130,8 +135,9 @@ def _encode_views(
     x_0, caption_index, names = [], [], []
     for index, asset_views in enumerate(views):
         grey = low + (high - low) * torch.rand(len(asset_views.camera), 1, 1, 1, generator=generator)
-        images = to_images(composite(asset_views.rendering, grey)).to(prior.device)
-        x_0 += [prior.encode(batch).float() for batch in images.split(ENCODE_BATCH)]
+        images = to_images(composite(asset_views.rendering, grey))
+        batches = images.split(min(ENCODE_BATCH, prior.images_per_pass))
+        x_0 += [prior.encode(send(batch, prior.device)).float() for batch in batches]
         caption_index += [index] * len(images)
         names += camera_views(asset_views.camera, camera_config)
     return _Example(torch.cat(x_0), caption_index, names)
@@ -148,7 +154,7 @@ def _draw_noise(
 ) -> tuple[Int[Tensor, " batch"], Tensor]:
     t = torch.randint(len(prior.alphas_cumprod), (batch,), generator=generator)
     eps = torch.randn(batch, *examples.x_0.shape[1:], generator=generator)
-    return t.to(prior.device), eps.to(prior.device)
+    return send(t, prior.device), send(eps, prior.device)
 
 
 def _denoising_loss(
@@ -158,7 +164,7 @@ def _denoising_loss(
     keys = list(zip(examples.caption_index, examples.view, strict=True))
     distinct = list(dict.fromkeys(keys))
     embeds = prior.embed([captions[index] for index, _ in distinct], [view for _, view in distinct])
-    cond = embeds[[distinct.index(key) for key in keys]]
+    cond = embeds[send(torch.tensor([distinct.index(key) for key in keys]), embeds.device)]
     target = prior.training_target(examples.x_0, t, eps)
     return F.mse_loss(prior.predict_target(prior.add_noise(examples.x_0, t, eps), t, cond), target)
 
@@ -167,11 +173,15 @@ def _denoising_loss(
 def _held_out_loss(prior: StableDiffusionPrior, held_out: _Example, captions: list[str]) -> float:
     """Return the mean loss over fixed timesteps and noise, so that only the weights can change it."""
     generator = torch.Generator().manual_seed(0)
+    num, (height, width) = len(held_out.view), held_out.x_0.shape[-2:]
+    batches = torch.arange(num).split(max(1, HELD_OUT_POSITIONS // (height * width)))
     losses = []
     for share in HELD_OUT_T:
-        t = torch.full((len(held_out.view),), int(share * len(prior.alphas_cumprod)), device=prior.device)
-        eps = torch.randn(held_out.x_0.shape, generator=generator).to(prior.device)
-        losses.append(_denoising_loss(prior, held_out, captions, t, eps))
+        eps = torch.randn(held_out.x_0.shape, generator=generator)
+        for rows in batches:
+            t = torch.full((len(rows),), int(share * len(prior.alphas_cumprod)), device=prior.device)
+            loss = _denoising_loss(prior, held_out.pick(rows.tolist()), captions, t, send(eps[rows], prior.device))
+            losses.append(loss * (len(rows) * len(batches) / num))  # a mean over views, as batches may differ in size
     return float(torch.stack(losses).mean())
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from redream.cameras import Camera, camera_angles, view_name
+from redream.devices import send
 from redream.settings import CameraConfig
 
 VIEW_NAMES = ("front", "side", "back", "overhead")
@@ -28,7 +29,7 @@ class PromptEmbeds:
     uncond: Float[Tensor, "1 length dim"]
 
     def cond(self, view_names: list[str]) -> Float[Tensor, "batch length dim"]:
-        return self.by_view[[VIEW_NAMES.index(name) for name in view_names]]
+        return self.by_view[_view_indices(view_names, self.by_view.device)]
 
 
 def prefix_words(view: str) -> str:
@@ -73,7 +74,7 @@ def embed_prompts(
     if prefixes is None:
         worded = [f"{prefix_words(view)} {prompt}" for view, prompt in zip(view_names, prompts, strict=True)]
         return text_encoder(_tokenize(tokenizer, worded).to(device)).last_hidden_state
-    learned = prefixes.embeds[[VIEW_NAMES.index(view) for view in view_names]]  # [B, tokens, dim]
+    learned = prefixes.embeds[_view_indices(view_names, prefixes.embeds.device)]  # [B, tokens, dim]
     num_tokens = learned.shape[1]
     ids = _tokenize(tokenizer, prompts)
     # Room behind the start token; what no longer fits is cut off, except the end token that may close the row.
@@ -87,6 +88,11 @@ def embed_prompts(
         return text_encoder(ids.to(device)).last_hidden_state
     finally:
         hook.remove()
+
+
+def _view_indices(view_names: list[str], device: torch.device) -> Int[Tensor, " views"]:
+    # Indexing by the list itself would wait for a GPU.
+    return send(torch.tensor([VIEW_NAMES.index(name) for name in view_names]), device)
 
 
 def _tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> Int[Tensor, "batch length"]:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from redream.cameras import Camera
+from redream.devices import send
 from redream.prior import patch_codec
 from redream.prior.guidance import classifier_free_guidance
 from redream.prior.prompts import VIEW_NAMES, PromptEmbeds, ViewPrefixes, embed_prompts
@@ -33,6 +34,7 @@ from redream.weights import weights_path
 ADAPTER, VARIATIONAL = "adapter", "variational"
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # every attention projection, as usual for few-shot LoRA
 CAMERA_DIM = 16  # a flattened c2w
+PIXELS_PER_PASS = 2**18  # through the codec at once where memory counts: one image of 512x512
 
 
 class StableDiffusionPrior:
@@ -72,6 +74,8 @@ class StableDiffusionPrior:
             network.eval()
         self.unet, self.vae = pipeline.unet, pipeline.vae
         self.tokenizer, self.text_encoder = pipeline.tokenizer, pipeline.text_encoder
+        # The miniature's codec encodes and decodes with the same weights and has no such parts.
+        self._decoder = [part for name, part in self.vae.named_children() if name in ("decoder", "post_quant_conv")]
         self.alphas_cumprod: Float[Tensor, " timesteps"] = pipeline.scheduler.alphas_cumprod.to(self.device)
         self.prediction_type: str = pipeline.scheduler.config.prediction_type
         if self.prediction_type not in ("epsilon", "v_prediction", "sample"):
@@ -82,6 +86,7 @@ class StableDiffusionPrior:
         self.image_size: int = self.unet.config.sample_size * pipeline.vae_scale_factor  # pixels
         self.prefixes: ViewPrefixes | None = None
         self._active: str | None = None
+        self._is_resting = False
 
     # ---- images and latents ------------------------------------------------------------------------------------------
 
@@ -96,13 +101,34 @@ class StableDiffusionPrior:
     @torch.no_grad()
     def decode(self, x_0: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch 3 height width"]:
         """Decode latents to images in [0, 1]."""
-        images = self.vae.decode((x_0 / self.vae.config.scaling_factor).to(self.vae.dtype)).sample
+        self._wake()
+        latents = (x_0 / self.vae.config.scaling_factor).to(self.vae.dtype)
+        images = torch.cat([self.vae.decode(batch).sample for batch in latents.split(self.images_per_pass)])
         return (0.5 * images.float() + 0.5).clamp(0, 1)
+
+    @property
+    def images_per_pass(self) -> int:
+        """How many images the codec takes at once where nothing else bounds them."""
+        return max(1, PIXELS_PER_PASS // self.image_size**2)
+
+    def rest(self) -> None:
+        """Move to the CPU what distillation no longer uses, until it is used again: text encoder and decoder."""
+        if not self._is_resting and self.device.type != "cpu":
+            for part in (self.text_encoder, *self._decoder):
+                part.to("cpu")
+            self._is_resting = True
+
+    def _wake(self) -> None:
+        if self._is_resting:
+            for part in (self.text_encoder, *self._decoder):
+                part.to(self.device)
+            self._is_resting = False
 
     # ---- prompts -----------------------------------------------------------------------------------------------------
 
     def embed(self, prompts: list[str], view_names: list[str] | None = None) -> Float[Tensor, "batch length dim"]:
         """Encode prompts behind their views' prefixes; gradients reach `prefixes` where there are learned ones."""
+        self._wake()
         return embed_prompts(self.tokenizer, self.text_encoder, prompts, view_names, self.prefixes)
 
     @torch.no_grad()
@@ -255,7 +281,7 @@ def sample_images(
 ) -> Float[Tensor, "batch 3 height width"]:
     """Draw images with deterministic DDIM (Song et al. 2021, Eq. 12 with eta = 0)."""
     size, channels = prior.unet.config.sample_size, prior.unet.config.in_channels
-    x_t = torch.randn(len(cond), channels, size, size, generator=generator).to(prior.device)
+    x_t = send(torch.randn(len(cond), channels, size, size, generator=generator), prior.device)
     times = torch.linspace(len(prior.alphas_cumprod) - 1, 0, num_steps + 1).round().long()
     for now, after in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):
         eps_pred = prior.predict_eps(x_t, x_t.new_full((len(cond),), now).long(), cond, uncond, guidance_scale)

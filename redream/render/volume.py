@@ -5,25 +5,36 @@ The quadrature of Max (1995) as in NeRF (Mildenhall et al. 2020, Eq. 3) and nerf
 the weighted sum of colours, premultiplied by its opacity. Samples are packed: only those kept are stored, one after
 the other, ray by ray, and summed in that order: a ray does not feel the other rays of its batch, and a repeated call
 gives the same bits. The field enters as a callable.
+
+A field's activations take about a kilobyte per sample, so a view with more than `samples_per_chunk` samples is rendered
+in chunks of rays. Where gradients are wanted, each chunk keeps only its rays and is computed again in the backward pass
+(Chen et al. 2016): memory then depends on the chunk and hardly on the view. Sampling waits for a GPU twice per call,
+however many rays there are, and splitting once more.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from redream.cameras import Camera, camera_rays
+from redream.devices import send
 from redream.images import Rendering
 
 DensityAndColor = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Occupied = Callable[[Tensor], Tensor]
 
 CANDIDATES_PER_CHUNK = 2**22  # that are tested for occupancy at once; bounds the memory of sampling
+SAMPLES_PER_CHUNK = 2**20  # that a field evaluates at once; a gigabyte where gradients are wanted
+GROUPS_PER_CHUNK = 8  # bounds the rays of a chunk, for rays without samples take memory as well
 
 
 def render_camera(
@@ -33,21 +44,37 @@ def render_camera(
     num_samples: int,
     occupied: Occupied | None = None,
     generator: torch.Generator | None = None,
-    rays_per_chunk: int = 2**16,
+    samples_per_chunk: int = SAMPLES_PER_CHUNK,
+    rays_per_chunk: int = 2**18,
 ) -> Rendering:
-    """Render every pixel of a batch of cameras; arguments are those of `sample_rays` and `render_rays`."""
+    """Render every pixel of a batch of cameras; other arguments are those of `sample_rays` and `render_rays`.
+
+    Args:
+        samples_per_chunk: the most samples at which the field is evaluated at once.
+        rays_per_chunk: the most rays that are sampled at once.
+    """
     rays = camera_rays(camera)
     rays_o, rays_d = rays.origins.reshape(-1, 3), rays.directions.reshape(-1, 3)
-    parts = []
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
     for origins, directions in zip(rays_o.split(rays_per_chunk), rays_d.split(rays_per_chunk), strict=True):
         samples = sample_rays(origins, directions, radius, num_samples, occupied, generator)
-        parts.append(render_rays(density_and_color, origins, directions, samples))
+        chunks = samples.split(samples_per_chunk)
+        render = partial(_render_pixels, density_and_color)
+        if len(chunks) > 1:
+            # Nothing is drawn while a field is evaluated, so no generator's state needs to be kept.
+            render = partial(checkpoint, render, use_reentrant=False, preserve_rng_state=False)
+        parts += [render(origins[rays], directions[rays], chunk) for rays, chunk in chunks]
+    rgb, opacity, depth = (torch.cat(values) for values in zip(*parts, strict=True))
     shape = (len(camera), camera.height, camera.width)
-    return Rendering(
-        rgb=torch.cat([part.rgb for part in parts]).reshape(*shape, 3),
-        opacity=torch.cat([part.opacity for part in parts]).reshape(*shape, 1),
-        depth=torch.cat([part.depth for part in parts]).reshape(*shape, 1),
-    )
+    return Rendering(rgb=rgb.reshape(*shape, 3), opacity=opacity.reshape(*shape, 1), depth=depth.reshape(*shape, 1))
+
+
+def _render_pixels(
+    density_and_color: DensityAndColor, rays_o: Tensor, rays_d: Tensor, samples: RaySamples
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Render rays and let go of what is as long as the samples."""
+    rendering = render_rays(density_and_color, rays_o, rays_d, samples)
+    return rendering.rgb, rendering.opacity, rendering.depth
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,10 +84,35 @@ class RaySamples:
     t_starts: Float[Tensor, " samples"]
     t_ends: Float[Tensor, " samples"]
     ray_indices: Int[Tensor, " samples"]
-    num_rays: int
+    num_per_ray: Int[Tensor, " rays"]
+    most_per_ray: int  # of `num_per_ray`; known to the CPU, which need not ask the GPU
 
     def __len__(self) -> int:
         return len(self.t_starts)
+
+    def split(self, max_samples: int) -> list[tuple[slice, RaySamples]]:
+        """Cut into runs of whole rays with at most `max_samples` samples, or one ray; return each with its rays."""
+        num_rays, group = len(self.num_per_ray), max(1, max_samples // max(1, self.most_per_ray))
+        if len(self) <= max_samples and num_rays <= GROUPS_PER_CHUNK * group:
+            return [(slice(0, num_rays), self)]
+        # A group of rays fits whatever it holds; a chunk is as many groups as fit.
+        ends = [0, *self.num_per_ray.cumsum(0)[group - 1 :: group].tolist()]
+        if num_rays % group:
+            ends.append(len(self))
+        bounds = [0]  # in groups
+        for i in range(1, len(ends)):
+            if ends[i] - ends[bounds[-1]] > max_samples or i - bounds[-1] > GROUPS_PER_CHUNK:
+                bounds.append(i - 1)
+        bounds.append(len(ends) - 1)
+        return [
+            self._part(slice(first * group, min(last * group, num_rays)), slice(ends[first], ends[last]))
+            for first, last in itertools.pairwise(bounds)
+        ]
+
+    def _part(self, rays: slice, samples: slice) -> tuple[slice, RaySamples]:
+        indices = self.ray_indices[samples] - rays.start
+        starts, ends = self.t_starts[samples], self.t_ends[samples]
+        return rays, RaySamples(starts, ends, indices, self.num_per_ray[rays], self.most_per_ray)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,22 +169,38 @@ def sample_rays(
     if generator is None:
         shift = torch.full_like(t_near, 0.0)
     else:
-        shift = torch.rand(len(rays_o), generator=generator, device=generator.device).to(t_near) - 0.5
-    longest = int(((t_far - t_near).amax() / step).clamp(0, num_samples).ceil()) + 1 if len(rays_o) else 0
+        jitter = torch.rand(len(rays_o), generator=generator, device=generator.device)
+        shift = send(jitter.to(t_near.dtype), t_near.device) - 0.5
+    longest = int(((t_far - t_near).amax() / step).clamp(0, num_samples).ceil()) + 1 if len(rays_o) else 1
     steps = torch.arange(longest, device=rays_o.device)
-    starts, indices = [t_near[:0]], [steps[:0]]
+    kept = []
     for rays in torch.arange(len(rays_o), device=rays_o.device).split(CANDIDATES_PER_CHUNK // (num_samples + 1) + 1):
         near, far = t_near[rays, None], t_far[rays, None]
-        t_starts = near + (steps + shift[rays, None]) * step
-        t_middles = t_starts + 0.5 * step
+        t_middles = near + (steps + shift[rays, None]) * step + 0.5 * step
         keep = (t_middles > near) & (t_middles < far)
         if occupied is not None:
             positions = torch.addcmul(rays_o[rays, None], t_middles[..., None], rays_d[rays, None])
             keep &= occupied(positions.reshape(-1, 3)).reshape(keep.shape)
-        starts.append(t_starts[keep])
-        indices.append(rays.repeat_interleave(keep.sum(dim=1)))
+        kept.append((rays, keep, keep.sum(dim=1)))
+    num_per_ray = torch.cat([counts for *_, counts in kept])
+    # Every size in one question, since a question waits for the GPU.
+    most = num_per_ray.amax() if len(rays_o) else num_per_ray.sum()
+    *sizes, most_per_ray = torch.stack([*(counts.sum() for *_, counts in kept), most]).tolist()
+    starts, indices = [], []
+    for (rays, keep, _), size in zip(kept, sizes, strict=True):
+        places = _true_places(keep, size)
+        indices.append(rays[places // longest])
+        near, moved = t_near[indices[-1]], shift[indices[-1]]
+        starts.append(near + (places % longest + moved) * step)
     t_starts = torch.cat(starts)
-    return RaySamples(t_starts, t_starts + step, torch.cat(indices), len(rays_o))
+    return RaySamples(t_starts, t_starts + step, torch.cat(indices), num_per_ray, most_per_ray)
+
+
+def _true_places(mask: Bool[Tensor, "rays steps"], size: int) -> Int[Tensor, " samples"]:
+    """Return where a flattened mask is true, in order; `size` is how often it is."""
+    if size == 0:  # which torch before 2.10 does not survive on a GPU
+        return torch.zeros(0, dtype=torch.long, device=mask.device)
+    return torch.nonzero_static(mask.flatten(), size=size)[:, 0]
 
 
 def step_length(radius: float, num_samples: int) -> float:
@@ -160,11 +228,7 @@ def render_weights(sigmas: Float[Tensor, " samples"], samples: RaySamples) -> Fl
 def sum_along_rays(values: Float[Tensor, "samples channels"], samples: RaySamples) -> Float[Tensor, "rays channels"]:
     """Add up each ray's values; a ray without samples gets zero."""
     # Unlike index_add, which is atomic on a GPU and slow on a CPU, this adds in the order of the samples.
-    return torch.segment_reduce(values, "sum", lengths=_num_samples(samples), axis=0, unsafe=True, initial=0)
-
-
-def _num_samples(samples: RaySamples) -> Int[Tensor, " rays"]:
-    return torch.bincount(samples.ray_indices, minlength=samples.num_rays)
+    return torch.segment_reduce(values, "sum", lengths=samples.num_per_ray, axis=0, unsafe=True, initial=0)
 
 
 def _sum_before(values: Float[Tensor, " samples"], samples: RaySamples) -> Float[Tensor, " samples"]:
@@ -173,10 +237,9 @@ def _sum_before(values: Float[Tensor, " samples"], samples: RaySamples) -> Float
     # row starts with a zero, since taking a sample's own value off again would lose those before an opaque one.
     if len(samples) == 0:
         return values
-    counts = _num_samples(samples)
-    firsts = counts.cumsum(0) - counts
-    width = int(counts.max()) + 1
+    num_rays, width = len(samples.num_per_ray), samples.most_per_ray + 1
+    firsts = samples.num_per_ray.cumsum(0) - samples.num_per_ray
     ranks = torch.arange(len(samples), device=values.device) - firsts[samples.ray_indices]
     slots = samples.ray_indices * width + ranks
-    rows = values.new_zeros(samples.num_rays * width).index_copy(0, slots + 1, values)
-    return rows.reshape(samples.num_rays, width).cumsum(dim=1).reshape(-1).index_select(0, slots)
+    rows = values.new_zeros(num_rays * width).index_copy(0, slots + 1, values)
+    return rows.reshape(num_rays, width).cumsum(dim=1).reshape(-1).index_select(0, slots)

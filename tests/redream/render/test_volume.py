@@ -37,7 +37,12 @@ def random_samples(num_rays: int, generator: torch.Generator) -> RaySamples:
         edges = 1 + torch.rand(count + 1, generator=generator).cumsum(0) * 0.1
         starts.append(edges[:-1])
         ends.append(edges[1:])
-    return RaySamples(torch.cat(starts), torch.cat(ends), torch.arange(num_rays).repeat_interleave(counts), num_rays)
+    return packed(torch.cat(starts), torch.cat(ends), torch.arange(num_rays).repeat_interleave(counts), num_rays)
+
+
+def packed(t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor, num_rays: int) -> RaySamples:
+    num_per_ray = torch.bincount(ray_indices, minlength=num_rays)
+    return RaySamples(t_starts, t_ends, ray_indices, num_per_ray, int(num_per_ray.max()))
 
 
 def fog(sigma: float):
@@ -76,7 +81,7 @@ def test_weights_are_transmittance_times_alpha_ray_by_ray(generator):
 @pytest.mark.parametrize("sigma", [1e5, 1e9, 1e30])
 def test_an_opaque_interval_gets_all_the_light_that_reaches_it(sigma):
     edges = torch.arange(5.0)
-    samples = RaySamples(edges[:-1], edges[1:], torch.zeros(4, dtype=torch.long), 1)
+    samples = packed(edges[:-1], edges[1:], torch.zeros(4, dtype=torch.long), 1)
     weights = render_weights(torch.tensor([0.5, 0.25, sigma, 1.0]), samples)
     expected = [1 - math.exp(-0.5), math.exp(-0.5) - math.exp(-0.75), math.exp(-0.75), 0.0]
     torch.testing.assert_close(weights, torch.tensor(expected))
@@ -98,11 +103,11 @@ def test_splitting_an_interval_does_not_change_the_compositing(generator):
     sigmas = 20 * torch.rand(len(samples), generator=generator)
     rgb = torch.rand(len(samples), 3, generator=generator)
     middles = torch.lerp(samples.t_starts, samples.t_ends, torch.rand(len(samples), generator=generator))
-    halves = RaySamples(
+    halves = packed(
         torch.stack([samples.t_starts, middles], dim=1).flatten(),
         torch.stack([middles, samples.t_ends], dim=1).flatten(),
         samples.ray_indices.repeat_interleave(2),
-        samples.num_rays,
+        len(samples.num_per_ray),
     )
     whole = sum_along_rays(render_weights(sigmas, samples)[:, None] * rgb, samples)
     weights = render_weights(sigmas.repeat_interleave(2), halves)
@@ -157,7 +162,7 @@ def test_a_ray_keeps_its_digits_among_opaque_neighbours(generator):
     samples = sample_rays(rays_o, rays_d, RADIUS, 64)
     sigmas = 5 * torch.rand(len(samples), generator=generator)
     is_faint = samples.ray_indices % 2 == 1
-    alone = RaySamples(samples.t_starts[is_faint], samples.t_ends[is_faint], samples.ray_indices[is_faint], 30)
+    alone = packed(samples.t_starts[is_faint], samples.t_ends[is_faint], samples.ray_indices[is_faint], 30)
     # A cumulative sum over the whole batch would lose the faint rays' optical depths to those before them.
     among_opaque = render_weights(torch.where(is_faint, sigmas, 1e9), samples)
     torch.testing.assert_close(among_opaque[is_faint], render_weights(sigmas[is_faint], alone), atol=1e-7, rtol=1e-5)
