@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
-Prompt = Annotated[str, typer.Argument(help="What to make, in a few words.", show_default=False)]
+from flows.command.start import typed_text
+
+Prompt = Annotated[str, typer.Argument(help="What to make, in a few words.", show_default=False, parser=typed_text)]
 
 Preset = Annotated[str, typer.Option(help="mini (CPU, embedded models) or sd21 (the paper's setting).")]
 
