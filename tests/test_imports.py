@@ -12,7 +12,8 @@ ROOMS = {  # of each package, from the bottom; a module imports its own room and
     "redream": (
         {"limits"},
         {"settings"},
-        {"presets", "records", "versions", "weights", "cameras", "colors", "images", "seeds", "setting_table"},
+        {"presets", "records", "versions", "weights", "cameras", "colors", "images", "seeds", "setting_table",
+         "interpreter", "text_files"},
         {"overrides"},
         {"clip", "meshes", "render"},
         {"retrieval", "orientation", "field", "prior"},

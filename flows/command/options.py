@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import locale
+import os
 from typing import Annotated
 
 import typer
 
-from flows.command.start import typed_text
+
+def typed_text(text: str) -> str:
+    """Return an argument as the terminal meant it: bytes that are not UTF-8 are of the locale's encoding."""
+    try:
+        text.encode()
+        return text
+    except UnicodeEncodeError:
+        return os.fsencode(text).decode(locale.getencoding(), errors="surrogateescape")
+
 
 Prompt = Annotated[str, typer.Argument(help="What to make, in a few words.", show_default=False, parser=typed_text)]
 

@@ -33,14 +33,3 @@ def speak_utf8() -> None:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def typed_text(text: str) -> str:
-    """Return an argument as the terminal meant it: bytes that are not UTF-8 are of the locale's encoding."""
-    import locale
-
-    try:
-        text.encode()
-        return text
-    except UnicodeEncodeError:
-        return os.fsencode(text).decode(locale.getencoding(), errors="surrogateescape")

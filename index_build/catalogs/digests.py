@@ -23,6 +23,7 @@ from redream.records import Asset
 from redream.settings import MeshLimits
 
 SETTLED_NS = 2_000_000_000
+COLORS_READ = b"2"  # how the colours of OBJ, PLY and STL are read; another way embeds them again
 MAX_NAMED = 1_000  # files that one file may name
 
 _TABLE = "CREATE TABLE IF NOT EXISTS names (path TEXT PRIMARY KEY, size INT, mtime_ns INT, sha256 TEXT, named TEXT)"
@@ -61,7 +62,7 @@ class FileDigest:
 
 def content_digest(path: Path, folder: Path, database: sqlite3.Connection) -> str:
     """Hash a file and, as far as they may be read, the files that it names and that those name."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(b"" if path.suffix.lower() in (".glb", ".gltf") else COLORS_READ)
     for file in named_files(path, lambda current: _remembered(current, database)[1], folder)[:MAX_NAMED]:
         digest.update(_remembered(file, database)[0].encode())
         digest.update(os.path.relpath(file, path.parent).encode(errors="surrogateescape") if file != path else b"")
