@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from flows.requests.prompt_lists import read_entries
 
 ROWS = [("a red cube", 1), ("ein gr\u00fcner W\u00fcrfel, klein", 2), ('a "quoted" chair', 3)]
