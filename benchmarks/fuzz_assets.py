@@ -28,7 +28,7 @@ from trimesh.visual import ColorVisuals
 
 from redream.meshes.assets import AssetError, load_mesh, normalize_mesh
 from redream.meshes.reading.client import stop_server
-from redream.meshes.reading.gltf import split_glb
+from redream.meshes.reading.gltf_container import split_glb
 from redream.meshes.scenes import scene_parts, scene_vertices
 from redream.records import MESH_SUFFIXES
 from redream.settings import MeshLimits

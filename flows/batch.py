@@ -89,4 +89,4 @@ def asked_members(prompts_file: str, prompts: Sequence[str], defaults: Defaults)
         raise ValueError("a batch needs a file of prompts, or the prompts themselves")
     if prompts_file:
         return read_members(prompts_file, defaults)
-    return checked_members([prompt.encode() for prompt in prompts], defaults, is_json=False, name="prompts")
+    return checked_members([(number, {"prompt": text}) for number, text in enumerate(prompts, 1)], defaults, "prompts")

@@ -50,7 +50,7 @@ from redream.retrieval.text_recall import train_recall
 from redream.settings import RetrievalConfig
 from redream.versions import package_versions
 
-RECORDED_PACKAGES = ("open_clip_torch", "torch", "numpy", "pyarrow", "scann", "pyrender", "trimesh")
+RECORDED_PACKAGES = ("open_clip_torch", "torch", "numpy", "pyarrow", "scann", "pyrender2", "trimesh")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -88,7 +88,7 @@ class RenderedViews:
         with mesh_renderer(self.image_size, self.image_size) as render:
 
             def views(asset: Asset) -> Views:
-                scene = load_mesh(self._fetch(asset.mesh_path), self._limits, asset.up_axis)
+                scene = load_mesh(self._fetch(asset.mesh_path), self._limits, asset.up_axis, asset.border)
                 return render_index_views(scene, cameras, render)
 
             yield views

@@ -23,6 +23,7 @@ class Asset:
     license: str
     author: str = ""
     up_axis: UpAxis = "+Y"  # of the mesh file; +Z where its author ignored glTF's axes
+    border: str = ""  # the outermost folder of pictures that the mesh may name; by default one level above its own
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from urllib.parse import unquote
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -21,11 +21,11 @@ from redream.settings import DownloadConfig, MeshLimits, RetrievalConfig
 from redream.weights import weights_digest
 from tasks.machinery.progress import track
 from tasks.machinery.searching import IndexPlace, search
-from tasks.machinery.store import Output, file_digest, stage_key, write_json
+from tasks.machinery.store import Output, StageKey, file_digest, stage_key, write_json
 from tasks.runs.run import Run
 from tasks.runs.stage import RETRIES, RETRY_DELAYS, Work, is_passing, run_stage
 
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 OWN_LICENSE = "the user's own"
 
 
@@ -40,20 +40,26 @@ def retrieve(
     run: Run, index: IndexPlace, config: RetrievalConfig, download: DownloadConfig, limits: MeshLimits
 ) -> Output:
     """Find the assets nearest to the run's prompt and keep their meshes; those of Objaverse are downloaded first."""
-    inputs = {"index": index.content_hash, "clip": weights_digest(config.clip_model)}
-    settings = {
-        "prompt": run.prompt,
-        "num_recall": config.num_recall,
-        "num_assets": config.num_assets,
-        "licenses": config.licenses,
-    }
+    key = retrieved_key(run.prompt, index, config)
 
     def produce(work: Work) -> dict[str, object]:
         retrieval = search(index, run.prompt, config)
         fetch_meshes(retrieval, download, limits)
-        return _save(retrieval, work)
+        return _save(retrieval, limits, work)
 
-    return run_stage(run, stage_key("retrieve", STAGE_VERSION, settings, inputs), settings, produce)
+    return run_stage(run, key, key.identity["settings"], produce)
+
+
+def retrieved_key(prompt: str, index: IndexPlace, config: RetrievalConfig) -> StageKey:
+    """Return the key of what a prompt finds in an index as it is now."""
+    inputs = {"index": index.content_hash, "clip": weights_digest(config.clip_model)}
+    settings = {
+        "prompt": prompt,
+        "num_recall": config.num_recall,
+        "num_assets": config.num_assets,
+        "licenses": config.licenses,
+    }
+    return stage_key("retrieve", STAGE_VERSION, settings, inputs)
 
 
 @task(name="take_assets", cache_policy=NO_CACHE)
@@ -63,12 +69,8 @@ def take_assets(run: Run, mesh_paths: list[str], limits: MeshLimits, up_axis: Up
 
     for path in mesh_paths:
         load_mesh(path, limits, up_axis)  # refuses what is no mesh, with the reason, before anything of it is read here
-    inputs = {
-        f"asset_{number}_{place}": file_digest(file)
-        for number, path in enumerate(mesh_paths)
-        for place, file in enumerate(mesh_files(Path(path)))
-    }
-    settings = {"prompt": run.prompt, "up_axis": up_axis}
+    key = taken_key(run.prompt, mesh_paths, limits, up_axis)
+    inputs = key.identity["inputs"]
 
     def produce(work: Work) -> dict[str, object]:
         neighbors = []
@@ -82,9 +84,21 @@ def take_assets(run: Run, mesh_paths: list[str], limits: MeshLimits, up_axis: Up
                 up_axis=up_axis,
             )
             neighbors.append(Neighbor(asset=asset, score=1.0, text_score=1.0))
-        return _save(Retrieval(prompt=run.prompt, neighbors=tuple(neighbors)), work)
+        return _save(Retrieval(prompt=run.prompt, neighbors=tuple(neighbors)), limits, work)
 
-    return run_stage(run, stage_key("take_assets", STAGE_VERSION, settings, inputs), settings, produce)
+    return run_stage(run, key, key.identity["settings"], produce)
+
+
+def taken_key(prompt: str, mesh_paths: Sequence[str], limits: MeshLimits, up_axis: UpAxis) -> StageKey:
+    """Return the key of meshes by the content that they and the files they name have now."""
+    from redream.meshes.assets import named_files
+
+    inputs = {
+        f"asset_{number}_{place}": file_digest(file)
+        for number, path in enumerate(mesh_paths)
+        for place, file in enumerate(named_files(path, limits))
+    }
+    return stage_key("take_assets", STAGE_VERSION, {"prompt": prompt, "up_axis": up_axis}, inputs)
 
 
 def fetch_meshes(retrieval: Retrieval, config: DownloadConfig, limits: MeshLimits) -> None:
@@ -102,48 +116,25 @@ def load_retrieval(output: Output) -> Retrieval:
     neighbors = []
     for entry in content["neighbors"]:
         asset = Asset(**entry.pop("asset"))
-        neighbors.append(Neighbor(asset=replace(asset, mesh_path=str(output.path(asset.mesh_path))), **entry))
+        place = {"mesh_path": str(output.path(asset.mesh_path)), "border": str(output.path(asset.border))}
+        neighbors.append(Neighbor(asset=replace(asset, **place), **entry))
     return Retrieval(prompt=content["prompt"], neighbors=tuple(neighbors))
 
 
-def mesh_files(path: Path) -> list[Path]:
-    """Return a mesh file and the files that it names, such as buffers and textures, as far as they lie below it."""
-    path = path.resolve()
-    named: list[str] = []
-    if path.suffix.lower() in (".glb", ".gltf"):
-        from redream.meshes.reading.gltf import named_files
+def _save(retrieval: Retrieval, limits: MeshLimits, work: Work) -> dict[str, object]:
+    from redream.meshes.assets import named_files
 
-        named = [unquote(uri) for uri in named_files(path.read_bytes()) if "\0" not in unquote(uri)]
-    elif path.suffix.lower() == ".obj":
-        libraries = _named_after(path, ("mtllib",))
-        named = libraries + [
-            texture
-            for library in libraries
-            if (path.parent / library).is_file()
-            for texture in _named_after(path.parent / library, ("map_", "norm", "bump"))
-        ]
-    root = path.parent
-    files = [root / name for name in dict.fromkeys(named)]
-    return [path, *(file for file in files if file.resolve().is_relative_to(root) and file.is_file())]
-
-
-def _named_after(path: Path, keywords: tuple[str, ...]) -> list[str]:
-    """Return the file names in lines of OBJ and MTL files that start with a keyword; options stand before a name."""
-    lines = (line.strip().partition(" ") for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
-    rests = [rest.strip() for word, _, rest in lines if word.lower().startswith(keywords) and rest.strip()]
-    return [rest if (path.parent / rest).is_file() else rest.split()[-1] for rest in rests]
-
-
-def _save(retrieval: Retrieval, work: Work) -> dict[str, object]:
     kept = []
     for number, neighbor in enumerate(retrieval.neighbors):
-        mesh_path = Path(neighbor.asset.mesh_path).resolve()
-        for file in mesh_files(mesh_path):
-            copy = work.folder / str(number) / os.path.relpath(file, mesh_path.parent)
+        mesh_path = Path(os.path.abspath(neighbor.asset.mesh_path))
+        files = named_files(mesh_path, limits, neighbor.asset.border)
+        top = os.path.commonpath([file.parent for file in files])  # above the mesh where its pictures are next door
+        for file in files:
+            copy = work.folder / str(number) / os.path.relpath(file, top)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copy)
-        name = f"{number}/{mesh_path.name}"
-        kept.append(replace(neighbor, asset=replace(neighbor.asset, mesh_path=name)))
+        name = f"{number}/{os.path.relpath(mesh_path, top)}"
+        kept.append(replace(neighbor, asset=replace(neighbor.asset, mesh_path=name, border=str(number))))
         work.metrics[f"score_{number}"] = neighbor.score
         work.metrics[f"text_score_{number}"] = neighbor.text_score
     write_json(work.folder / "retrieval.json", replace(retrieval, neighbors=tuple(kept)))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from flows.requests.request import Request
+from redream.overrides import flatten
 from tasks import adaptation, distillation, evaluation, exporting, indexing, orientation, rendering, retrieval
+from tasks.machinery.searching import given_index
 from tasks.results import delivery
 from tasks.runs.records import list_runs, run_folder
 
@@ -21,22 +23,29 @@ VERSIONS = {
 
 
 def finished_runs(out: Path) -> dict[str, dict[str, Any]]:
-    """Return the finished runs whose results are there and would come out the same today, by their requests."""
+    """Return the finished runs whose results are there, made by the code of today, by their requests."""
     return {request_identity(record["request"]): record for record in list_runs(out) if is_whole(out, record)}
 
 
 def is_whole(out: Path, record: Mapping[str, Any]) -> bool:
     if record["flow"] != "generate" or record["state"] != "finished":
         return False
-    named = [Path(asset) for asset in record["request"]["assets"]]
-    if record["request"]["index"]:
-        named.append(Path(record["request"]["index"]) / "manifest.json")
-    started = datetime.fromisoformat(record["started"]).timestamp()
-    return (
-        all((run_folder(out, record["run_id"]) / name).is_file() for name in delivery.DELIVERED)
-        and all(entry.get("version") == VERSIONS.get(name) for name, entry in record["stages"].items())
-        and all(path.is_file() and path.stat().st_mtime < started for path in named)
+    return all((run_folder(out, record["run_id"]) / name).is_file() for name in delivery.DELIVERED) and all(
+        entry.get("version") == VERSIONS.get(name) for name, entry in record["stages"].items()
     )
+
+
+def is_same_today(record: Mapping[str, Any], asked: Request) -> bool:
+    """Tell whether a finished run started from what the same request would start from now: by content, not by time."""
+    if record["settings"] != json.loads(json.dumps(flatten(asked.config))):
+        return False
+    if asked.assets:
+        key = retrieval.taken_key(asked.prompt, asked.assets, asked.config.mesh, asked.config.retrieval.up_axis)
+    elif asked.index:
+        key = retrieval.retrieved_key(asked.prompt, given_index(asked.index), asked.config.retrieval)
+    else:
+        return True
+    return record["stages"].get(key.stage, {}).get("key") == key.digest
 
 
 def request_identity(request: Mapping[str, Any]) -> str:

@@ -5,9 +5,7 @@ Each has a process of its own with its own flow run and MLflow run, so that none
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from functools import partial
@@ -22,14 +20,14 @@ from prefect.artifacts import (
 from prefect.client.orchestration import get_client
 from prefect.runtime import deployment
 
-from flows.batches.finished import finished_runs, request_identity
+from flows.batches.finished import finished_runs, is_same_today, request_identity
 from flows.batches.on_workers import run_on_workers
 from flows.batches.outcomes import Outcome, Outcomes, outcome_of_child, outcome_of_submitted, skipped
 from flows.batches.reporting import show
 from flows.processes.child_processes import Children, Job
 from flows.requests.prompt_files import Member
 from flows.requests.request import Request
-from redream.overrides import flatten
+from redream.interpreter import python_command
 from redream.pages.text import visible_text
 from tasks.machinery.progress import say, track
 from tasks.machinery.slots import NUM_SLOTS, num_slots
@@ -48,7 +46,7 @@ def make_missing(
     for number, member in enumerate(members):
         identity = request_identity(member.request.parameters())
         record = there.get(identity)
-        if record is not None and record["settings"] == json.loads(json.dumps(flatten(member.request.config))):
+        if record is not None and is_same_today(record, member.request):
             outcomes[number] = skipped(member, record["run_id"], "made before", record["metrics"])
         elif identity in missing:
             first = members[missing[identity]]
@@ -101,7 +99,7 @@ def run_there(run: Run, asked: Mapping[int, Member], place: Mapping[str, str], w
 def command_of(request: Request, batch_id: str, out: Path) -> list[str]:
     """Return the command that makes one object; its arguments are a list that no shell reads."""
     command = [
-        sys.executable, "-m", "flows.command", "generate", "--json", "--batch", batch_id, "--out", str(out),
+        *python_command("-m", "flows.command", "generate", "--json", "--batch", batch_id, "--out", str(out)),
         "--preset", request.preset, "--method", request.method, "--seed", str(request.seed),
     ]  # fmt: skip
     if request.index:

@@ -1,5 +1,5 @@
 """`python -m flows.command` is the `redream` command."""
 
-from flows.command.app import command
+from flows.command.start import command
 
 command()

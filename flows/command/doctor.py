@@ -6,7 +6,6 @@ import importlib.util
 import os
 import platform
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,6 +24,7 @@ from flows.service.addresses import (
     has_mlflow_secrets,
     num_workers,
 )
+from redream.interpreter import python_command
 from redream.presets import PRESETS
 from redream.weights import MINI_WEIGHTS, weights_path
 from tasks.machinery.devices import (
@@ -138,7 +138,7 @@ def check_gl() -> Finding:
     code = "from redream.render.mesh import gl_renderer; print(gl_renderer())"
     try:
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=GL_TIMEOUT_SECONDS, check=False
+            python_command("-c", code), capture_output=True, text=True, timeout=GL_TIMEOUT_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
         return Finding(

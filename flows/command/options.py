@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import locale
+import os
 from typing import Annotated
 
 import typer
 
-Prompt = Annotated[str, typer.Argument(help="What to make, in a few words.", show_default=False)]
+
+def typed_text(text: str) -> str:
+    """Return an argument as the terminal meant it: bytes that are not UTF-8 are of the locale's encoding."""
+    try:
+        text.encode()
+        return text
+    except UnicodeEncodeError:
+        return os.fsencode(text).decode(locale.getencoding(), errors="surrogateescape")
+
+
+Prompt = Annotated[str, typer.Argument(help="What to make, in a few words.", show_default=False, parser=typed_text)]
 
 Preset = Annotated[str, typer.Option(help="mini (CPU, embedded models) or sd21 (the paper's setting).")]
 

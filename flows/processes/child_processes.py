@@ -18,6 +18,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from redream.interpreter import import_environment
+
 STOPS_WITH_PARENT = "REDREAM_STOPS_WITH_PARENT"
 GRACE_SECONDS = 60.0  # from the request to stop, in which a training saves its checkpoint, to the kill
 LAST_BYTES = 8192
@@ -58,7 +60,7 @@ class Children:
 
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
         self._folder = folder
-        self._environment = {**environment, STOPS_WITH_PARENT: "1"}
+        self._environment = {**import_environment(environment), STOPS_WITH_PARENT: "1"}
         self._lock = threading.Lock()
         self._running: set[subprocess.Popen[bytes]] = set()
         self._is_stopping = False

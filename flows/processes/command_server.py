@@ -20,6 +20,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from flows.processes.child_processes import STOPS_WITH_PARENT, stop_with_parent
+from redream.interpreter import import_environment, python_command
 
 START_SECONDS = 600.0  # it takes 7 on two free cores
 STOP_SECONDS = 10.0
@@ -36,11 +37,11 @@ def start_own_server() -> Callable[[], None]:
         port = free.getsockname()[1]
     said = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the server writes to it
     process = subprocess.Popen(
-        [sys.executable, "-m", "flows.processes.command_server", str(port)],
+        python_command("-m", "flows.processes.command_server", str(port)),
         stdin=subprocess.PIPE,
         stdout=said,
         stderr=subprocess.STDOUT,
-        env={**os.environ, STOPS_WITH_PARENT: "1"},
+        env={**import_environment(os.environ), STOPS_WITH_PARENT: "1"},
         start_new_session=True,  # Ctrl-C must leave it alive until the flow has recorded how it ended
     )
     atexit.register(_stop, process)

@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 
 from flows.processes.command_server import start_own_server
+from redream.interpreter import import_environment, python_command
 
 SERVING_FILE = ".serving.json"  # written by `redream serve` while it runs
 CLOCK_SECONDS = 2.0  # by which the system's word on when a process started may change
@@ -50,6 +51,7 @@ SERVER = {
 
 
 def prepare_environment(out: Path) -> None:
+    os.environ.update(import_environment(os.environ))
     for name, value in (QUIET | LOCAL_SERVER).items():
         os.environ.setdefault(name, value)
     if (serving := read_serving(out)) is not None:
@@ -61,6 +63,7 @@ def prepare_environment(out: Path) -> None:
 
 def prepare_worker(out: Path) -> None:
     """Set what must reach the runs of a worker: where results go, and how often a run says that it is alive."""
+    os.environ.update(import_environment(os.environ))
     for name, value in (QUIET | DEPLOYED).items():
         os.environ.setdefault(name, value)
     os.environ["REDREAM_OUT"] = str(out)
@@ -103,4 +106,4 @@ def _has_server() -> bool:
     if not named and not any(Path(name).is_file() for name in ("prefect.toml", ".env")):
         return False
     ask = "from prefect.settings import PREFECT_API_URL; print(PREFECT_API_URL.value() or '')"  # takes two seconds
-    return bool(subprocess.run([sys.executable, "-c", ask], check=True, capture_output=True).stdout.strip())
+    return bool(subprocess.run(python_command("-c", ask), check=True, capture_output=True).stdout.strip())

@@ -1,17 +1,17 @@
-"""The prompts of a batch: a text file with one a line, or JSON lines with settings of their own; all checked at once.
+"""The prompts of a batch, all checked at once.
 
-A line of JSON is an object with `prompt` and, where it differs from the rest of the batch, `preset`, `method`, `seed`
-or `seeds`, `index`, `assets` and `settings`.
+An entry of a list has a `prompt` and, where it differs from the rest of the batch, `preset`, `method`, `seed` or
+`seeds`, `index`, `assets` and `settings`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flows.requests.prompt_lists import Entry, read_entries
 from flows.requests.request import Request, checked_request
 
 MAX_FILE_BYTES = 16 * 2**20
@@ -20,6 +20,7 @@ KINDS: dict[str, type] = {
     "prompt": str, "preset": str, "method": str, "seed": int, "seeds": list, "index": str, "assets": list,
     "settings": dict,
 }  # fmt: skip
+KIND_NAMES = {str: "text", int: "a whole number", list: "a list", dict: "an object"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,18 +44,21 @@ class Defaults:
 
 
 def read_members(path: str | Path, defaults: Defaults) -> list[Member]:
-    """Read a file of prompts.
+    """Read a file of prompts, in any form of `prompt_lists`.
 
     Raises:
-        ValueError: with the numbers of the lines that are no good.
+        ValueError: another form, or bad lines with their numbers.
     """
     file = Path(path)
     if not file.is_file():
         raise ValueError(f"{path}: there is no such file of prompts")
     if file.stat().st_size > MAX_FILE_BYTES:
         raise ValueError(f"{path} has {file.stat().st_size:,} bytes; at most {MAX_FILE_BYTES:,} are read")
-    lines = file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    return checked_members(lines, defaults, is_json=file.suffix.lower() in (".jsonl", ".ndjson"), name=str(path))
+    try:
+        entries = list(read_entries(file, file.read_bytes()))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; nothing was run") from None
+    return checked_members(entries, defaults, name=str(path))
 
 
 def parsed_seeds(text: str) -> list[int]:
@@ -65,14 +69,12 @@ def parsed_seeds(text: str) -> list[int]:
     return [int(seed) for seed in seeds]
 
 
-def checked_members(lines: Sequence[bytes], defaults: Defaults, is_json: bool, name: str) -> list[Member]:
-    """Check every line; lines without anything are passed over."""
+def checked_members(entries: Iterable[tuple[int, Entry]], defaults: Defaults, name: str) -> list[Member]:
+    """Check what every line asks for."""
     members, wrong = [], []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    for number, entry in entries:
         try:
-            members += [Member(line=number, request=request) for request in _requests(line, defaults, is_json)]
+            members += [Member(line=number, request=request) for request in _requests(entry, defaults)]
         except ValueError as error:
             wrong.append(f"line {number}: {error}")
     if wrong:
@@ -83,12 +85,10 @@ def checked_members(lines: Sequence[bytes], defaults: Defaults, is_json: bool, n
     return members
 
 
-def _requests(line: bytes, defaults: Defaults, is_json: bool) -> list[Request]:
-    try:
-        text = line.decode()
-    except UnicodeDecodeError:
-        raise ValueError("it is no UTF-8 text") from None
-    asked: dict[str, Any] = _entry(text) if is_json else {"prompt": text}
+def _requests(entry: Entry, defaults: Defaults) -> list[Request]:
+    if isinstance(entry, ValueError):
+        raise entry
+    asked = _checked_entry(entry)
     seeds = [asked["seed"]] if "seed" in asked else asked.get("seeds", defaults.seeds)
     if not seeds or not all(type(seed) is int for seed in seeds):
         raise ValueError(f"seeds are {seeds!r}; they must be whole numbers")
@@ -107,18 +107,12 @@ def _requests(line: bytes, defaults: Defaults, is_json: bool) -> list[Request]:
     ]
 
 
-def _entry(text: str) -> dict[str, Any]:
-    try:
-        entry = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"it is no JSON ({error})") from None
-    if not isinstance(entry, dict) or "prompt" not in entry:
-        raise ValueError('it is no object with a prompt, such as {"prompt": "a red cube", "seed": 1}')
+def _checked_entry(entry: dict[str, Any]) -> dict[str, Any]:
     for name, value in entry.items():
         if name not in KINDS:
             raise ValueError(f"unknown {name!r}; there are: {', '.join(KINDS)}")
         if type(value) is not KINDS[name]:
-            raise ValueError(f"{name} is {value!r}; it must be of type {KINDS[name].__name__}")
+            raise ValueError(f"{name} is {value!r}; it must be {KIND_NAMES[KINDS[name]]}")
     if "seed" in entry and "seeds" in entry:
         raise ValueError("give seed or seeds, not both")
     if not all(isinstance(asset, str) for asset in entry.get("assets", [])):

@@ -10,6 +10,7 @@ import ast
 import difflib
 import json
 import os
+import re
 import typing
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,14 @@ DEFAULT_OUT = os.environ.get("REDREAM_OUT") or "redream-out"
 RUNNERS = ("local", "dask", "ray")
 MAX_PROMPT_CHARS = 1000
 MAX_ASSETS = 20
+# Format characters that change nothing about a text but its bytes. The two joiners belong to scripts and emoji, except
+# at the ends; tag characters to flags.
+_INVISIBLE = re.compile(
+    "[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffb]"
+)
+_JOINERS = ("\u200c", "\u200d", " ")
+_BLANKS = re.compile(r"[^\S\t\n\v\f\r\x1c-\x1f\x85\u2028\u2029]+")  # any that are no control characters
+_MARKS = re.compile(r"<\|[^|<>]*\|>|</?(start|end|pad|unk|s|mask|start_of_text|end_of_text)>", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,9 +104,13 @@ def checked_request(
 
 
 def checked_prompt(prompt: str) -> str:
-    """Return the prompt without spaces around it."""
-    text = prompt.strip()
-    if not text:
+    """Return the prompt in its normal form: NFC, single blanks, nothing invisible around it.
+
+    Prompts that look alike are the same prompt, so that they have the same stage keys.
+    """
+    text = unicodedata.normalize("NFC", _INVISIBLE.sub("", prompt)).strip()
+    text = _BLANKS.sub(" ", text).strip("".join(_JOINERS))
+    if not text.strip():
         raise ValueError('the prompt is empty; describe an object in a few words, such as "a turquoise robot"')
     if len(text) > MAX_PROMPT_CHARS:
         raise ValueError(
@@ -108,6 +121,8 @@ def checked_prompt(prompt: str) -> str:
     bad = next((character for character in text if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")), None)
     if bad is not None:
         raise ValueError(f"the prompt contains the control character {bad!r}; use one line of plain text")
+    if (mark := _MARKS.search(text)) is not None:
+        raise ValueError(f"the prompt contains {mark[0]!r}, by which text encoders mark a prompt's ends; leave it out")
     return text
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.processes.environment import DEPLOYED, QUIET, SERVER
+from redream.interpreter import import_environment
 
 TAG = "redream"  # of every deployment in prefect.yaml, and of commands' runs
 POOL = "local"
@@ -107,7 +108,7 @@ def serving_environment(asked: Serving, environment: Mapping[str, str]) -> dict[
         settled["PREFECT_API_AUTH_STRING"] = secret  # for the clients
     if has_mlflow_secrets(environment):
         settled |= _mlflow_authentication(asked, environment)
-    return {**QUIET, **SERVER, **DEPLOYED, **defaults, **environment, **settled}
+    return import_environment({**QUIET, **SERVER, **DEPLOYED, **defaults, **environment, **settled})
 
 
 def has_mlflow_secrets(environment: Mapping[str, str]) -> bool:

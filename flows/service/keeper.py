@@ -35,13 +35,14 @@ from typing import TYPE_CHECKING, Any
 from flows.processes.environment import QUIET
 from flows.service.addresses import BATCH_POOL, KEEPER_SEEN, POOL, TAG
 from flows.service.worker import STOPPED
+from redream.interpreter import ROOT, import_environment, python_command
 
 if TYPE_CHECKING:
     from prefect.automations import Automation
     from prefect.client.orchestration import PrefectClient
     from prefect.client.schemas.objects import FlowRun
 
-PROJECT = Path(__file__).parents[2]
+DEPLOYMENTS = (Path(__file__).parent, Path(ROOT))  # where prefect.yaml is: of a wheel, and of the repository
 UNDER_WAY = ("RUNNING", "CANCELLING")
 HEARTBEAT = "prefect.flow-run.heartbeat"
 AUTOMATION = "redream: runs that fell silent are crashed"
@@ -122,12 +123,11 @@ async def create_pools(client: PrefectClient) -> None:
 
 def deploy() -> None:
     """Create or update every deployment of prefect.yaml."""
-    if not (PROJECT / "prefect.yaml").is_file():
-        raise ValueError(f"{PROJECT} has no prefect.yaml; install redream from its repository")
-    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
-    environment = {**os.environ, "PWD": str(PROJECT)}
+    folder = next(folder for folder in DEPLOYMENTS if (folder / "prefect.yaml").is_file())
+    command = python_command("-m", "prefect", "--no-prompt", "deploy", "--all")
+    environment = {**import_environment(os.environ), "PWD": str(folder)}
     done = subprocess.run(
-        command, cwd=PROJECT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
         raise RuntimeError(f"prefect deploy --all failed: {done.stdout[-2000:]}{done.stderr[-2000:]}")

@@ -36,6 +36,7 @@ from flows.service.addresses import (
     num_workers,
     serving_environment,
 )
+from redream.interpreter import python_command
 from tasks.machinery.store import write_json
 
 START_SECONDS = 300  # on a busy machine with a new database; each takes 5 to 30 otherwise
@@ -153,32 +154,32 @@ def serve(asked: Serving, say: Callable[[str], None]) -> None:
 
 def services(asked: Serving, environment: Mapping[str, str]) -> list[Service]:
     """Return what `serve` starts, each with the command that starts it by itself."""
-    python, secret = sys.executable, environment.get(PREFECT_SECRET, "")
+    secret = environment.get(PREFECT_SECRET, "")
     with_users = ["--app-name", "basic-auth"] if has_mlflow_secrets(environment) else []
     return [
         Service(
             name="prefect",
-            command=[python, "-m", "prefect", "server", "start"],
+            command=python_command("-m", "prefect", "server", "start"),
             answers=lambda: ask(f"{asked.prefect_api}/health")[0] == 200,
         ),
         Service(
             name="mlflow",
-            command=[python, "-m", "mlflow", "server", "--workers", "1", *with_users],
+            command=python_command("-m", "mlflow", "server", "--workers", "1", *with_users),
             answers=lambda: ask(f"{asked.mlflow_url}/health")[0] == 200,
         ),
         Service(
             name="keeper",
-            command=[python, "-m", "flows.service.keeper", "--max-resumes", str(asked.max_resumes)],
+            command=python_command("-m", "flows.service.keeper", "--max-resumes", str(asked.max_resumes)),
             answers=lambda: ask(f"{asked.prefect_api}/deployments/name/evaluate/evaluate", secret)[0] == 200,
         ),
         Service(
             name="worker",
-            command=[python, "-m", "flows.service.worker", "--pool", POOL, "--limit", str(asked.limit)],
+            command=python_command("-m", "flows.service.worker", "--pool", POOL, "--limit", str(asked.limit)),
             answers=lambda: num_workers(asked.prefect_api, secret) > 0,
         ),
         Service(
             name="batches",
-            command=[python, "-m", "flows.service.worker", "--pool", BATCH_POOL, "--limit", str(MAX_BATCHES)],
+            command=python_command("-m", "flows.service.worker", "--pool", BATCH_POOL, "--limit", str(MAX_BATCHES)),
             answers=lambda: num_workers(asked.prefect_api, secret, BATCH_POOL) > 0,
         ),
     ]

@@ -9,27 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
+import os
 import sqlite3
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from urllib.parse import unquote
+from pathlib import Path
 
-from index_build.catalogs.gltf_head import gltf_json
+from redream.meshes.reading.client import names_apart
+from redream.meshes.reading.folder import named_files
+from redream.meshes.reading.names import Named
 from redream.records import Asset
+from redream.settings import MeshLimits
 
 SETTLED_NS = 2_000_000_000
+COLORS_READ = b"2"  # how the colours of OBJ, PLY and STL are read; another way embeds them again
 MAX_NAMED = 1_000  # files that one file may name
-MAX_LINE = 65_536
 
-_TABLE = "CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, size INT, mtime_ns INT, sha256 TEXT, named TEXT)"
-# Lines of OBJ and MTL files, and of PLY headers, that name another file.
-_NAMING = re.compile(
-    rb"\s*(?:mtllib|map_\w+|bump|disp|decal|norm|refl|comment TextureFile)\s+(\S.*?)\s*$", re.IGNORECASE
-)
+_TABLE = "CREATE TABLE IF NOT EXISTS names (path TEXT PRIMARY KEY, size INT, mtime_ns INT, sha256 TEXT, named TEXT)"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,67 +61,24 @@ class FileDigest:
 
 
 def content_digest(path: Path, folder: Path, database: sqlite3.Connection) -> str:
-    """Hash a file and, as far as they lie in `folder`, the files that it names and that those name."""
-    digest, seen, pending = hashlib.sha256(), {path}, [path]
-    while pending and len(seen) <= MAX_NAMED:
-        current = pending.pop()
-        sha256, named = _remembered(current, database)
-        digest.update(sha256.encode())
-        for name in named:
-            other = current.parent / name
-            if other not in seen and other.is_file() and other.resolve().is_relative_to(folder):
-                seen.add(other)
-                pending.append(other)
-                digest.update(name.encode())
+    """Hash a file and, as far as they may be read, the files that it names and that those name."""
+    digest = hashlib.sha256(b"" if path.suffix.lower() in (".glb", ".gltf") else COLORS_READ)
+    for file in named_files(path, lambda current: _remembered(current, database)[1], folder)[:MAX_NAMED]:
+        digest.update(_remembered(file, database)[0].encode())
+        digest.update(os.path.relpath(file, path.parent).encode(errors="surrogateescape") if file != path else b"")
     return digest.hexdigest()
 
 
-def _remembered(path: Path, database: sqlite3.Connection) -> tuple[str, list[str]]:
+def _remembered(path: Path, database: sqlite3.Connection) -> tuple[str, list[Named]]:
     stat = path.stat()
     stamp = (stat.st_size, stat.st_mtime_ns)
-    row = database.execute("SELECT size, mtime_ns, sha256, named FROM files WHERE path = ?", (str(path),)).fetchone()
+    row = database.execute("SELECT size, mtime_ns, sha256, named FROM names WHERE path = ?", (str(path),)).fetchone()
     if row is not None and tuple(row[:2]) == stamp:
-        return row[2], json.loads(row[3])
+        return row[2], [Named(kind, tuple(spellings)) for kind, spellings in json.loads(row[3])]
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    named = sorted(set(_named_files(path)))[:MAX_NAMED]
+    named = names_apart(path, MeshLimits())
     if time.time_ns() - stat.st_mtime_ns > SETTLED_NS:
-        row = (str(path), *stamp, sha256, json.dumps(named))
-        database.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", row)
+        row = (str(path), *stamp, sha256, json.dumps([[each.kind, each.spellings] for each in named]))
+        database.execute("INSERT OR REPLACE INTO names VALUES (?, ?, ?, ?, ?)", row)
     return sha256, named
-
-
-def _named_files(path: Path) -> Iterator[str]:
-    """Yield the relative paths of the files that a mesh or material file names, none that leaves its folder."""
-    suffix = path.suffix.lower()
-    if suffix in (".glb", ".gltf"):
-        names = _gltf_uris(gltf_json(path))
-    elif suffix in (".obj", ".mtl", ".ply"):
-        names = _named_in_lines(path)
-    else:
-        names = iter(())
-    for name in names:
-        parts = PurePosixPath(name.replace("\\", "/")).parts
-        is_below = ".." not in parts and not name.startswith(("/", "\\", "~"))
-        if parts and is_below and name.isprintable() and all(len(part.encode()) < 256 for part in parts):
-            yield "/".join(parts)
-
-
-def _gltf_uris(tree: dict[str, object]) -> Iterator[str]:
-    for kind in ("buffers", "images"):
-        entries = tree.get(kind)
-        for entry in entries if isinstance(entries, list) else ():
-            uri = entry.get("uri") if isinstance(entry, dict) else None
-            if isinstance(uri, str) and not uri.startswith("data:") and len(uri) < 1_000:
-                yield unquote(uri).strip()
-
-
-def _named_in_lines(path: Path) -> Iterator[str]:
-    with path.open("rb") as file:
-        while line := file.readline(MAX_LINE):
-            if line.strip() == b"end_header":
-                return
-            if match := _NAMING.match(line):
-                text = match[1].decode("utf-8", "replace")
-                yield text
-                yield text.split()[-1]  # behind options, as in "map_Kd -s 1 1 1 wood.png"

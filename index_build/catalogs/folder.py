@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from index_build.catalogs.captions import CaptionRow, clean_text, read_captions
+from index_build.catalogs.captions import MAX_SHOWN, CaptionRow, clean_text, read_captions, refuse_if_most
 from index_build.catalogs.catalog import Catalog, allowed_assets
 from index_build.catalogs.digests import FileDigest
 from index_build.catalogs.gltf_head import gltf_json
@@ -103,25 +104,45 @@ def _unusable(path: Path, root: Path) -> str:
 
 def _rows_by_file(files: list[str], root: Path, captions: Path, dropped: Counter[str]) -> dict[str, CaptionRow]:
     """Match rows to files by path, relative to the CSV or to the folder, else by uid: a file's path or name."""
-    known = set(files)
     by_name: dict[str, list[str]] = {}
     for file in files:
         without_suffix = os.path.splitext(file)[0]
         for name in {file, without_suffix, os.path.basename(file), os.path.basename(without_suffix)}:
-            by_name.setdefault(name, []).append(file)
+            for spelling in {name, _alike(name)}:
+                by_name.setdefault(spelling, []).append(file)
     rows: dict[str, CaptionRow] = {}
+    num_wrong, shown = 0, []
     for row in read_captions(captions, dropped):
-        # Compared as texts: what a row says is never opened.
-        places = [captions.resolve().parent, root] if row.path else []
-        paths = [os.path.relpath(os.path.normpath(place / row.path), root) for place in places]
-        matches = [path for path in paths if path in known][:1] or by_name.get(row.uid, [])
-        if len(matches) != 1:
-            dropped["caption of several files" if matches else "caption of no file"] += 1
-        elif matches[0] in rows:
-            dropped["second caption of a file"] += 1
-        else:
+        matches = next((found for name in _names(row, captions, root) if (found := by_name.get(name))), [])
+        if len(matches) == 1 and matches[0] not in rows:
             rows[matches[0]] = row
+            continue
+        reason = "second caption of a file" if len(matches) == 1 else "caption of several files"
+        reason = reason if matches else "caption of no file"
+        dropped[reason] += 1
+        num_wrong += 1
+        if len(shown) < MAX_SHOWN:
+            shown.append(f"{clean_text(row.path or row.uid, 80)!r}: {reason}")
+    refuse_if_most(captions, num_wrong, len(rows), shown)
     return rows
+
+
+def _names(row: CaptionRow, captions: Path, root: Path) -> Iterator[str]:
+    """Yield the names by which a row may mean a file, the surest first; they are compared, never opened."""
+    for spelling in (lambda name: name, _alike):
+        path = spelling(row.path)
+        if path:
+            for place in (captions.resolve().parent, root):
+                yield spelling(os.path.relpath(os.path.normpath(place / path), root))
+        if row.uid:
+            yield spelling(row.uid)
+    if row.path:  # on another machine, or in another folder
+        yield _alike(row.path).rpartition("/")[2]
+
+
+def _alike(name: str) -> str:
+    """Return a name without what systems and spreadsheets change: separators, Unicode form, letter case."""
+    return unicodedata.normalize("NFC", name.replace("\\", "/")).casefold()
 
 
 def _described(root: Path, file: str, row: CaptionRow | None, up_axis: UpAxis) -> Asset:
@@ -130,6 +151,7 @@ def _described(root: Path, file: str, row: CaptionRow | None, up_axis: UpAxis) -
     return Asset(
         asset_id=row.uid or file,
         mesh_path=str(root / file),
+        border=str(root),
         caption=row.caption or said.get("caption", "") or words_of(file),
         source=row.source or said.get("source", "") or file,
         license=row.license or said.get("license", ""),

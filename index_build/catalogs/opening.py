@@ -146,6 +146,7 @@ def _read_line(line: bytes, place: str, folder: Path) -> Asset:
     return Asset(
         asset_id=record["uid"],
         mesh_path=str(mesh_path),
+        border=str(folder),
         caption=record["caption"],
         source=record["source"],
         license=record["license"],

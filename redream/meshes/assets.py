@@ -2,7 +2,7 @@
 
 `load_mesh` reads GLB, glTF, OBJ, PLY and STL into a `trimesh.Scene` in world axes (right-handed, +z up, front +x) or
 refuses with an `AssetError`: one sentence that names the file and the cause. Files come from anyone, so they are read
-in a process of their own (`mesh_files`). glTF is y-up with its front along +z, so world (x, y, z) = glTF (z, x, y);
+in a process of their own (`reading`). glTF is y-up with its front along +z, so world (x, y, z) = glTF (z, x, y);
 OBJ, PLY and STL name no axes and are read the same way unless the caller knows better.
 
 Scenes are plain (`scenes`): treat their parts as read-only. Vertex colours are sRGB bytes whatever the file holds (glTF
@@ -12,13 +12,15 @@ stores them linear), `baseColorFactor` stays linear as in glTF.
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import trimesh
 from jaxtyping import Float
 
-from redream.meshes.reading.client import read_mesh_isolated
+from redream.meshes.reading.client import names_apart, read_mesh_apart
+from redream.meshes.reading.folder import named_files as find_named
 from redream.meshes.reading.refusal import AssetError as AssetError  # what `load_mesh` raises
 from redream.meshes.scenes import scene_of, scene_parts, scene_vertices
 from redream.records import Asset, UpAxis
@@ -27,17 +29,29 @@ from redream.settings import MeshLimits
 DEFAULT_LIMITS = MeshLimits()
 
 
-def load_mesh(path: str | Path, limits: MeshLimits = DEFAULT_LIMITS, up_axis: UpAxis = "+Y") -> trimesh.Scene:
+def load_mesh(
+    path: str | Path, limits: MeshLimits = DEFAULT_LIMITS, up_axis: UpAxis = "+Y", border: str = ""
+) -> trimesh.Scene:
     """Read a mesh file into a scene of triangles in world axes, or raise `AssetError`.
+
+    `border` is the outermost folder of pictures that an OBJ may name; by default one level above the mesh's own.
 
     With `up_axis="+Z"`, for files whose author ignored glTF's axes, the file's axes are taken for the world's.
     """
-    return read_mesh_isolated(Path(path), limits, up_axis)
+    return read_mesh_apart(Path(path), limits, up_axis, border)
 
 
 def load_asset(asset: Asset, limits: MeshLimits = DEFAULT_LIMITS) -> trimesh.Scene:
     """Read an asset's mesh into a scene in world axes, or raise `AssetError`."""
-    return load_mesh(asset.mesh_path, limits, asset.up_axis)
+    return load_mesh(asset.mesh_path, limits, asset.up_axis, asset.border)
+
+
+def named_files(path: str | Path, limits: MeshLimits = DEFAULT_LIMITS, border: str = "") -> list[Path]:
+    """Return a mesh file and the files that it is drawn from: buffers, material libraries, pictures.
+
+    What is missing, is outside, or cannot be read is left out.
+    """
+    return find_named(Path(path), partial(names_apart, limits=limits), Path(border) if border else None)
 
 
 def normalize_mesh(scene: trimesh.Scene, object_radius: float = 0.5) -> trimesh.Scene:

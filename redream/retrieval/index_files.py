@@ -44,7 +44,7 @@ _GENERATION = re.compile(r"generation-[0-9a-f]{8}")
 FULLY_HASHED_BYTES = 64 * 2**20
 SAMPLE_BLOCKS, SAMPLE_BLOCK_BYTES = 64, 64 * 2**10
 
-ASSET_FIELDS = tuple(f.name for f in fields(Asset))
+ASSET_FIELDS = tuple(f.name for f in fields(Asset) if f.name != "border")  # the root of the index, today's
 ASSET_SCHEMA = pa.schema([(name, pa.string()) for name in (*ASSET_FIELDS, "key")])
 REFUSED_SCHEMA = pa.schema([(name, pa.string()) for name in ("asset_id", "key", "reason")])
 
@@ -117,7 +117,8 @@ class AssetRows(Sequence[Asset]):
         if not -len(self) <= row < len(self):
             raise IndexError(row)
         values = {name: self.table[name][row % len(self)].as_py() for name in ASSET_FIELDS}
-        return replace(Asset(**values), mesh_path=os.path.join(self._root, *PurePosixPath(values["mesh_path"]).parts))
+        mesh_path = os.path.join(self._root, *PurePosixPath(values["mesh_path"]).parts)
+        return replace(Asset(**values), mesh_path=mesh_path, border=self._root)
 
 
 def read_manifest(index_dir: str | Path) -> IndexManifest:

@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 from redream.versions import package_versions
 
 MANIFEST = "manifest.json"
-RECORDED_PACKAGES = ("redream", "torch", "numpy", "diffusers", "peft", "open_clip_torch", "trimesh", "pyrender")
+RECORDED_PACKAGES = ("redream", "torch", "numpy", "diffusers", "peft", "open_clip_torch", "trimesh", "pyrender2")
 LOCK_POLL_SECONDS = 0.2
 
 

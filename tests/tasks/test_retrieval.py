@@ -13,11 +13,11 @@ import trimesh
 from PIL import Image
 from prefect.client.schemas.objects import State
 
-from redream.meshes.assets import load_mesh
+from redream.meshes.assets import load_mesh, named_files
 from redream.records import Asset, Neighbor, Retrieval
 from redream.settings import DownloadConfig, MeshLimits
 from tasks.machinery.store import Output
-from tasks.retrieval import OWN_LICENSE, fetch_meshes, load_retrieval, mesh_files, take_assets
+from tasks.retrieval import OWN_LICENSE, fetch_meshes, load_retrieval, take_assets
 from tasks.runs.run import Run
 from tests.index_build.hostile_server import content as answer_of
 from tests.index_build.hostile_server import serving
@@ -62,17 +62,17 @@ def test_a_glb_takes_its_textures_along(tmp_path: Path) -> None:
     tree += " " * (-len(tree) % 4)
     head = struct.pack("<4sIII4s", b"glTF", 2, 20 + len(tree), len(tree), b"JSON")
     (folder / "model.glb").write_bytes(head + tree.encode())
-    assert [path.name for path in mesh_files(folder / "model.glb")] == ["model.glb", "my paint.png"]
+    assert [path.name for path in named_files(folder / "model.glb")] == ["model.glb", "my paint.png"]
 
 
 @pytest.mark.parametrize("content", [b"[" * 100_000, b"[]", b'{"images": [1]}', b'{"images": 5}', b"\xff", b"glTF"])
 def test_what_a_broken_gltf_names_is_nothing(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.gltf").write_bytes(content)
-    assert mesh_files(tmp_path / "model.gltf") == [tmp_path / "model.gltf"]
+    assert named_files(tmp_path / "model.gltf") == [tmp_path / "model.gltf"]
 
 
 def test_gltf_takes_its_buffers_along(gltf: Path, run: Run) -> None:
-    assert {path.name for path in mesh_files(gltf)} == {path.name for path in gltf.parent.iterdir()}
+    assert {path.name for path in named_files(gltf)} == {path.name for path in gltf.parent.iterdir()}
     (neighbor,) = load_retrieval(taken(run, gltf)).neighbors
     assert Path(neighbor.asset.mesh_path).is_relative_to(run.out)
     assert len(load_mesh(neighbor.asset.mesh_path).geometry) == 1
@@ -81,7 +81,7 @@ def test_gltf_takes_its_buffers_along(gltf: Path, run: Run) -> None:
 
 
 def test_obj_takes_its_materials_and_textures_along(obj: Path, run: Run) -> None:
-    assert [path.name for path in mesh_files(obj)] == ["box.obj", "a box.mtl", "wood.png"]
+    assert [path.name for path in named_files(obj)] == ["box.obj", "a box.mtl", "wood.png"]
     output = taken(run, obj)
     assert {path.name for path in output.path("0").iterdir()} == {"box.obj", "a box.mtl", "wood.png"}
 
@@ -103,7 +103,7 @@ def test_files_outside_the_mesh_s_folder_stay_where_they_are(tmp_path: Path) -> 
     (tmp_path / "model").mkdir()
     tree = {"asset": {"version": "2.0"}, "buffers": [{"uri": "../secret.bin"}, {"uri": str(tmp_path / "secret.bin")}]}
     (tmp_path / "model" / "a.gltf").write_text(json.dumps(tree))
-    assert [path.name for path in mesh_files(tmp_path / "model" / "a.gltf")] == ["a.gltf"]
+    assert [path.name for path in named_files(tmp_path / "model" / "a.gltf")] == ["a.gltf"]
 
 
 def test_file_that_is_no_mesh_is_refused(run: Run, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from typing import IO, Any
 import trimesh
 
 import redream
+from redream.meshes.reading.names import NAMING, Named
 from redream.meshes.reading.refusal import AssetError, one_line, refusal
 from redream.meshes.reading.scene_arrays import decode_scene
 from redream.settings import MeshLimits
@@ -35,10 +36,10 @@ CLOCK_FACTOR = 10  # time on the clock for each second of processor time, on a b
 GRACE_SECONDS = 20.0  # after that, which the kernel enforces first
 
 
-def read_mesh_isolated(path: Path, limits: MeshLimits, up_axis: str) -> trimesh.Scene:
+def read_mesh_apart(path: Path, limits: MeshLimits, up_axis: str, border: str = "") -> trimesh.Scene:
     """Read a mesh file into a plain scene in world axes, or raise `AssetError`."""
     with _lock:
-        content = _ask(path, limits, up_axis)
+        content = _ask(path, limits, up_axis, border)
     try:
         length = int.from_bytes(content[:8], "little")
         head = json.loads(content[8 : 8 + length])
@@ -51,6 +52,19 @@ def read_mesh_isolated(path: Path, limits: MeshLimits, up_axis: str) -> trimesh.
         raise
     except Exception as error:  # a reader that a file took over may write anything
         raise refusal(path, f"makes the reader return what is no scene ({type(error).__name__}: {error})") from error
+
+
+def names_apart(path: Path, limits: MeshLimits) -> list[Named]:
+    """Return what a mesh or material file names; nothing where its reader cannot tell."""
+    if path.suffix.lower() not in NAMING:
+        return []
+    try:
+        with _lock:
+            content = _ask(path, limits, "", "")
+        length = int.from_bytes(content[:8], "little")
+        return [Named(kind, tuple(map(str, spellings))) for kind, spellings in json.loads(content[8 + length :])]
+    except (AssetError, ValueError, TypeError):  # a reader that a file took over may write anything
+        return []
 
 
 def clock_seconds(limits: MeshLimits) -> float:
@@ -127,10 +141,10 @@ _lock = threading.Lock()
 _server: _Server | None = None
 
 
-def _ask(path: Path, limits: MeshLimits, up_axis: str) -> bytes:
+def _ask(path: Path, limits: MeshLimits, up_axis: str, border: str) -> bytes:
     """Have one file read and return what its reader wrote."""
     global _server
-    request = {"path": os.path.abspath(path), "limits": asdict(limits), "up_axis": up_axis}
+    request = {"path": os.path.abspath(path), "limits": asdict(limits), "up_axis": up_axis, "border": border}
     if _server is None or _server.process.poll() is not None:
         _discard()
         _server = _Server()

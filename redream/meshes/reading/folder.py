@@ -1,18 +1,24 @@
-"""The files that a mesh file is made of: itself and what lies in its own folder, never anything outside."""
+"""The files that a mesh file is made of: itself, what is in its own folder, and pictures a little further out.
+
+Pictures may be in the folder next door, as Sketchfab's downloads (`source/`, `textures/`) and ShapeNet have them, but
+inside a border: a catalog's root, or else one level above the mesh. Nothing outside is read, whatever names it.
+"""
 
 from __future__ import annotations
 
 import base64
 import binascii
-import logging
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import unquote, unquote_to_bytes
 
+from redream.meshes.reading.names import Named
 from redream.meshes.reading.refusal import Refused
 from redream.meshes.reading.textures import open_image
 from redream.settings import MeshLimits
-
-logger = logging.getLogger(__name__)
 
 
 def read_whole_file(path: Path, limits: MeshLimits, what: str = "") -> bytes:
@@ -32,10 +38,11 @@ def read_whole_file(path: Path, limits: MeshLimits, what: str = "") -> bytes:
 
 
 class Folder:
-    """Serves the files beside a mesh file, to the glTF reader and, as its `resolver`, to trimesh."""
+    """Serves the files beside a mesh file to its reader; `border` is the outermost folder of its pictures."""
 
-    def __init__(self, path: Path, limits: MeshLimits) -> None:
+    def __init__(self, path: Path, limits: MeshLimits, border: Path | None = None) -> None:
         self._folder = path.parent.resolve()
+        self._border = self._folder.parent if border is None else border.resolve()
         self.limits = limits
         self._contents: dict[Path, bytes] = {}
 
@@ -59,19 +66,89 @@ class Folder:
             self._contents[path] = read_whole_file(path, self.limits, f"needs its file {uri[:200]!r}, which ")
         return self._contents[path]
 
-    def get(self, name: str) -> bytes:
-        """Read a file for trimesh, which asks for material libraries and for images."""
-        try:
-            content = self.read(name)
-            if not name.lower().endswith(".mtl"):
-                open_image(content, self.limits)  # trimesh would open images of any kind and size
-        except Refused as error:
-            logger.warning("%s; read without it", error)  # trimesh goes on and says nothing
-            raise
-        return content
+    def picture(self, path: Path) -> bytes:
+        """Read a picture that `files` found, or raise `Refused`."""
+        if path not in self._contents:
+            content = read_whole_file(path, self.limits, f"needs its file {path.name[:200]!r}, which ")
+            open_image(content, self.limits)  # trimesh would open images of any kind and size
+            self._contents[path] = content
+        return self._contents[path]
 
-    def __getitem__(self, name: str) -> bytes:
-        return self.get(name)
+    def files(self, named: Named) -> list[Path]:
+        """Return the files that a name stands for: none, one, or several material libraries."""
+        for spelling in named.spellings:
+            if (path := self._located(spelling, named)) is not None:
+                return [path]
+        if named.kind != "library":
+            return []
+        found = (self._located(word, named) for word in named.spellings[0].split())
+        return [path for path in found if path is not None]
+
+    def _located(self, name: str, named: Named) -> Path | None:
+        """Find a file by the spelling of another system: its separators, letter case and absolute paths."""
+        if "\0" in name:
+            return None
+        if named.kind == "uri":
+            candidates: Iterator[Path] = iter([self._folder / name])
+        else:
+            candidates = self._spelled(name)
+        for path in candidates:
+            path = Path(os.path.normpath(path))
+            target = path.resolve()
+            is_near = named.kind == "picture" and target.is_relative_to(self._border)
+            is_ours = target.is_relative_to(self._folder) or (is_near and self._is_picture(path))
+            if is_ours and path.is_file():
+                return path
+        return None
+
+    def _spelled(self, name: str) -> Iterator[Path]:
+        yield self._folder / name
+        parts = name.replace("\\", "/").split("/")
+        if _FOREIGN.match(name):
+            parts = parts[-1:]  # what another machine calls the file may be beside the mesh
+        yield self._folder.joinpath(*parts)
+        path: Path | None = self._folder
+        for part in parts:
+            path = path and _in_any_case(path, part)
+        if path is not None:
+            yield path
+
+    def _is_picture(self, path: Path) -> bool:
+        """Tell by its first bytes; nothing else outside of the mesh's own folder is read or copied."""
+        try:
+            with path.open("rb") as file:
+                return file.read(8).startswith(_PICTURES)
+        except OSError:
+            return False
+
+
+_PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"BM", b"GIF8", b"II*\0", b"MM\0*")
+_FOREIGN = re.compile(r"[/\\~]|[A-Za-z]:|\w+://")
+
+
+def _in_any_case(folder: Path, name: str) -> Path | None:
+    """Return the one entry of a folder whose name differs in nothing but letter case and Unicode form."""
+    if name in ("", ".", "..") or (folder / name).exists():
+        return folder / name
+    wanted = unicodedata.normalize("NFC", name).casefold()
+    try:
+        same = [entry for entry in os.listdir(folder) if unicodedata.normalize("NFC", entry).casefold() == wanted]
+    except OSError:
+        return None
+    return folder / same[0] if len(same) == 1 else None
+
+
+def named_files(path: Path, names: Callable[[Path], list[Named]], border: Path | None = None) -> list[Path]:
+    """Return a mesh file and the files that it names and those name, as far as they are there and may be read.
+
+    `names` reads the names in one file.
+    """
+    folder, found = Folder(path, MeshLimits(), border), [path]
+    for current in found:  # grows meanwhile
+        if current is path or current.suffix.lower() == ".mtl":
+            for named in names(current):
+                found += [file for file in folder.files(named) if file not in found]
+    return found
 
 
 def data_of(uri: str) -> bytes:

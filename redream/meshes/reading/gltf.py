@@ -7,8 +7,6 @@ drops textures and vertex colours silently and turns Draco data that it cannot d
 
 from __future__ import annotations
 
-import json
-import struct
 from typing import Any
 
 import numpy as np
@@ -17,6 +15,7 @@ from jaxtyping import Float
 
 from redream.meshes.reading.folder import Folder
 from redream.meshes.reading.gltf_arrays import GltfArrays, numbers
+from redream.meshes.reading.gltf_container import parse_json, split_glb
 from redream.meshes.reading.gltf_materials import GltfMaterials
 from redream.meshes.reading.gltf_nodes import GltfNodes, PlacedMesh
 from redream.meshes.reading.refusal import Refused
@@ -66,54 +65,11 @@ def read_gltf(content: bytes, folder: Folder, limits: MeshLimits) -> list[Part]:
     return parts
 
 
-def named_files(content: bytes) -> list[str]:
-    """Return the URIs of the files that a GLB or glTF names beside itself; none where it cannot be read."""
-    try:
-        tree, _ = split_glb(content) if content[:4] == b"glTF" else (parse_json(content), None)
-        entries = [*tree.get("buffers", []), *tree.get("images", [])]
-        uris = [entry["uri"] for entry in entries if isinstance(entry.get("uri"), str)]
-    except (Refused, AttributeError, TypeError):
-        return []
-    return [uri for uri in uris if uri[:5].lower() != "data:"]
-
-
 def check_sizes(num_triangles: int, num_parts: int, limits: MeshLimits) -> None:
     if num_triangles > limits.triangles:
         raise Refused(f"has {num_triangles:,} triangles or more, more than the allowed {limits.triangles:,}")
     if num_parts > limits.parts:
         raise Refused(f"has {num_parts:,} parts or more, more than the allowed {limits.parts:,}")
-
-
-def split_glb(content: bytes) -> tuple[dict[str, Any], bytes | None]:
-    """Split a GLB container into its JSON and its binary chunk (glTF 2.0, section 4.4)."""
-    if len(content) < 20:
-        raise Refused("is cut off inside its GLB header")
-    version, length = struct.unpack_from("<II", content, 4)
-    if version != 2:
-        raise Refused(f"is a GLB of version {version}; only version 2 can be read")
-    if length > len(content):
-        raise Refused(f"is cut off: it says {length:,} bytes and has {len(content):,}")
-    chunks: dict[bytes, bytes] = {}
-    offset = 12
-    while offset + 8 <= length:
-        size, kind = struct.unpack_from("<I4s", content, offset)
-        if offset + 8 + size > length:
-            raise Refused(f"has a GLB chunk of {size:,} bytes that runs over the file's end")
-        chunks.setdefault(kind, content[offset + 8 : offset + 8 + size])
-        offset += 8 + size
-    if b"JSON" not in chunks:
-        raise Refused("has no JSON chunk")
-    return parse_json(chunks[b"JSON"]), chunks.get(b"BIN\0")
-
-
-def parse_json(content: bytes) -> dict[str, Any]:
-    try:
-        tree = json.loads(content.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise Refused(f"holds broken JSON ({error})") from error
-    if not isinstance(tree, dict):
-        raise Refused("is JSON, but not glTF: its top level is no object")
-    return tree
 
 
 def _read_mesh(

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import trimesh
-from trimesh.visual import TextureVisuals
+from trimesh.visual import ColorVisuals, TextureVisuals
 
 from redream.meshes.reading.folder import Folder, read_whole_file
 from redream.meshes.reading.gltf import check_sizes, read_gltf
+from redream.meshes.reading.obj_colors import ObjColors, PlyColors, plain_ply, stl_colors
 from redream.meshes.reading.refusal import Refused
 from redream.meshes.reading.textures import plain_image
 from redream.meshes.scenes import Part, scene_of, scene_parts, scene_vertices
@@ -35,11 +36,11 @@ FAR = 1e30  # units
 FAR_STEPS = 1000  # a scene of fewer steps of float32 across has lost its shape
 
 
-def read_mesh(path: Path, limits: MeshLimits, up_axis: str) -> trimesh.Scene:
-    """Read a mesh file, or raise `Refused`."""
+def read_mesh(path: Path, limits: MeshLimits, up_axis: str, border: Path | None = None) -> trimesh.Scene:
+    """Read a mesh file, or raise `Refused`; `border` is the outermost folder of its pictures."""
     content = read_whole_file(path, limits)
     file_type = _file_type(path, content)
-    folder = Folder(path, limits)
+    folder = Folder(path, limits, border)
     try:
         parts = read_gltf(content, folder, limits) if file_type == "gltf" else _read_other(content, file_type, folder)
         return _plain_scene(parts, limits, WORLD_FROM_UP[up_axis])
@@ -68,12 +69,19 @@ def _file_type(path: Path, content: bytes) -> str:
 
 
 def _read_other(content: bytes, file_type: str, folder: Folder) -> list[Part]:
+    resolver: Any = None  # trimesh's own class wants it to list and write files
     if file_type == "ply":
         _check_ply(content)
-    resolver: Any = folder  # trimesh's own class wants it to list and write files
+        content, resolver = plain_ply(content), PlyColors(folder)
+    elif file_type == "obj":
+        resolver = ObjColors(content, folder)
+        content = resolver.plain(content)
     scene = trimesh.load_scene(io.BytesIO(content), file_type=file_type, resolver=resolver, process=False)
     for mesh in _meshes(scene_parts(scene)):
         _check_geometry(mesh)  # before `process` drops what is not finite
+        _leave_out_defaults(mesh, file_type)
+        if file_type == "stl" and (colors := stl_colors(content)) is not None and len(colors) == len(mesh.faces):
+            mesh.visual = ColorVisuals(face_colors=colors)
     parts = _near_unit_size(scene_parts(scene))
     for mesh in _meshes(parts):
         mesh.process(validate=False)  # joins vertices within 1e-8, hence after the change of size
@@ -82,6 +90,18 @@ def _read_other(content: bytes, file_type: str, folder: Folder) -> list[Part]:
             if (image := getattr(material, slot, None)) is not None:  # opened, but not decoded yet
                 setattr(material, slot, plain_image(image, folder.limits))
     return parts
+
+
+def _leave_out_defaults(mesh: trimesh.Trimesh, file_type: str) -> None:
+    """Take off the dark greys that trimesh puts in the place of a material or a colour that a file does not have."""
+    visual: Any = mesh.visual
+    if not isinstance(visual, TextureVisuals):
+        return
+    image = visual.material.image
+    if image is not None and image.format is None:  # from no file
+        mesh.visual = ColorVisuals()
+    elif file_type == "ply":
+        visual.material.diffuse = np.array([255, 255, 255, 255], dtype=np.uint8)
 
 
 def _check_ply(content: bytes) -> None:

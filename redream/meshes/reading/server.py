@@ -23,6 +23,8 @@ import numpy as np
 from safetensors.numpy import save
 
 from redream.meshes.reading.client import clock_seconds
+from redream.meshes.reading.folder import read_whole_file
+from redream.meshes.reading.names import names_in
 from redream.meshes.reading.reader import read_mesh
 from redream.meshes.reading.refusal import Refused
 from redream.meshes.reading.scene_arrays import encode_scene
@@ -65,7 +67,7 @@ def _read_one(request: dict[str, Any], result_fd: int) -> None:
             os.dup2(silence, stream)  # a crashing library's last words would break the protocol
         limits = MeshLimits(**request["limits"])
         restrict(limits)
-        content = _result(Path(request["path"]), limits, request["up_axis"])
+        content = _result(request, limits)
         os.ftruncate(result_fd, 0)
         with open(result_fd, "wb", closefd=False) as file:
             file.seek(0)
@@ -101,12 +103,19 @@ def _address_space() -> int:
         return 0
 
 
-def _result(path: Path, limits: MeshLimits, up_axis: str) -> bytes:
+def _result(request: dict[str, Any], limits: MeshLimits) -> bytes:
+    """Return a scene, or without `up_axis` the names in a file."""
+    path = Path(request["path"])
+    border = Path(request["border"]) if request["border"] else None
     remarks = _Remarks()
-    logging.getLogger("redream.mesh_files").addHandler(remarks)
+    logging.getLogger("redream.meshes.reading").addHandler(remarks)
     content, cause = b"", ""
     try:
-        content = encode_scene(read_mesh(path, limits, up_axis))
+        if request["up_axis"]:
+            content = encode_scene(read_mesh(path, limits, request["up_axis"], border))
+        else:
+            names = names_in(read_whole_file(path, limits), path.suffix.lower())
+            content = json.dumps([[named.kind, named.spellings] for named in names]).encode()
     except Refused as error:
         cause = str(error)
     except MemoryError:

@@ -22,10 +22,10 @@ def read(folder: Path, content: str | bytes, name: str = "prompts.txt", **defaul
     return read_members(folder / name, Defaults(settings={}, out=folder / "out", **defaults))
 
 
-def test_every_line_is_a_prompt_and_empty_ones_are_none(tmp_path: Path) -> None:
-    members = read(tmp_path, "\ufeffa red cube\r\n\n  # a hash is no comment \nein grüner Würfel")
+def test_every_line_is_a_prompt_but_for_empty_ones_and_comments(tmp_path: Path) -> None:
+    members = read(tmp_path, "\ufeffa red cube\r\n\n  # a comment \nein grüner Würfel")
     assert [(member.line, member.request.prompt) for member in members] == [
-        (1, "a red cube"), (3, "# a hash is no comment"), (4, "ein grüner Würfel"),
+        (1, "a red cube"), (4, "ein grüner Würfel"),
     ]  # fmt: skip
 
 
@@ -49,13 +49,13 @@ def test_lines_of_json_have_settings_of_their_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("{half", "no JSON"),
-        ("[" * 100_000, "no JSON"),
-        ('["a red cube"]', "no object with a prompt"),
-        ('{"seed": 1}', "no object with a prompt"),
-        ('{"prompt": 5}', "must be of type str"),
-        ('{"prompt": "a", "seed": "many"}', "must be of type int"),
-        ('{"prompt": "a", "seed": true}', "must be of type int"),
+        ("{half", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ('["a red cube"]', "not an object with a prompt"),
+        ('{"seed": 1}', "not an object with a prompt"),
+        ('{"prompt": 5}', "must be text"),
+        ('{"prompt": "a", "seed": "many"}', "must be a whole number"),
+        ('{"prompt": "a", "seed": true}', "must be a whole number"),
         ('{"prompt": "a", "seeds": []}', "must be whole numbers"),
         ('{"prompt": "a", "seeds": [1], "seed": 1}', "not both"),
         ('{"prompt": "a", "speed": 1}', "unknown 'speed'"),
@@ -74,9 +74,11 @@ def test_bad_line_is_refused_with_its_number(tmp_path: Path, line: str, words: s
 
 
 def test_bad_lines_of_text_are_named_together(tmp_path: Path) -> None:
-    content = b"a red cube\n\xff\xfe\na\x1b[31m cube\n" + b"x" * 2000 + b"\n\x07\n"
-    with pytest.raises(ValueError, match=r"line 2: .*UTF-8.*line 3: .*control.*line 4: .*and 1 more bad lines"):
+    content = b"a red cube\n<|endoftext|>\na\x1b[31m cube\n" + b"x" * 2000 + b"\n\x07\n"
+    with pytest.raises(ValueError, match=r"line 2: .*mark.*line 3: .*control.*line 4: .*and 1 more bad lines"):
         read(tmp_path, content)
+    with pytest.raises(ValueError, match=r"line 2 is not valid UTF-8"):
+        read(tmp_path, b"a red cube\nein W\xfcrfel\n")
 
 
 def test_files_that_are_no_prompts_are_refused(tmp_path: Path) -> None:
@@ -90,7 +92,7 @@ def test_files_that_are_no_prompts_are_refused(tmp_path: Path) -> None:
 
 def test_prompts_without_a_file_are_checked_the_same(tmp_path: Path) -> None:
     defaults = Defaults(settings={}, out=tmp_path)
-    assert len(checked_members([b"a", b"b"], defaults, is_json=False, name="prompts")) == 2
+    assert len(checked_members([(1, {"prompt": "a"}), (2, {"prompt": "b"})], defaults, name="prompts")) == 2
 
 
 @pytest.mark.parametrize("text", ["", "a", "1,,2", "-1", "1.5", "²"])

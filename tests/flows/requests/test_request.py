@@ -32,6 +32,9 @@ def weights_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"prompt": "a red\ncube"}, "control character"),
         ({"prompt": "a \x1b[31mred cube"}, "control character"),
         ({"prompt": "a \udcff cube"}, "control character"),
+        ({"prompt": "\u200b\ufeff\u200d\u2060"}, "the prompt is empty"),
+        ({"prompt": "a cube<|endoftext|>"}, "'<|endoftext|>', by which text encoders mark a prompt's ends"),
+        ({"prompt": "<start_of_text> a cube"}, "by which text encoders mark"),
         ({"preset": "minni"}, "unknown preset 'minni'; did you mean mini"),
         ({"method": "dreamfusion"}, "unknown method 'dreamfusion'; There are: redream, vsd, sds"),
         ({"seed": -1}, "--seed is -1"),
@@ -101,6 +104,25 @@ def test_file_in_place_of_the_output_folder_is_refused(tmp_path: Path) -> None:
 )
 def test_ordinary_prompts_of_any_language_pass(prompt: str) -> None:
     assert checked_prompt(f"  {prompt} ") == prompt
+
+
+@pytest.mark.parametrize(
+    "alike",
+    [
+        "\ufeffa caf\u00e9 table",
+        "a cafe\u0301 table",
+        "a  caf\u00e9\u00a0 table ",
+        "\u200b a caf\u00e9 table\u200d\u200e",
+        "a caf\u00e9 \u2060ta\u00adble",
+    ],
+)
+def test_prompts_that_look_alike_are_the_same(alike: str) -> None:
+    assert checked_prompt(alike) == "a caf\u00e9 table"
+
+
+def test_what_a_flag_or_a_family_is_made_of_stays() -> None:
+    for emoji in ("\U0001f469\u200d\U0001f680", "\U0001f3f4\U000e0067\U000e0062\U000e007f", "\u2764\ufe0f"):
+        assert checked_prompt(f"a {emoji}") == f"a {emoji}"
 
 
 def test_values_are_literals_or_else_texts() -> None:
