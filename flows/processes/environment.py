@@ -11,13 +11,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 
 from flows.processes.command_server import start_own_server
+from tasks.tracking.databases import PREFECT, prepare_database, sqlite_url
 
 SERVING_FILE = ".serving.json"  # written by `redream serve` while it runs
 CLOCK_SECONDS = 2.0  # by which the system's word on when a process started may change
@@ -47,6 +48,7 @@ SERVER = {
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # by default it starts 15 processes and takes 3 GiB
 }
+PREFECT_DATABASES = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_API_DATABASE_CONNECTION_URL")
 
 
 def prepare_environment(out: Path) -> None:
@@ -57,6 +59,15 @@ def prepare_environment(out: Path) -> None:
         os.environ.setdefault("MLFLOW_TRACKING_URI", serving["mlflow_url"])
     if not {"PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE"} & set(os.environ):
         os.environ["PREFECT_HOME"] = str(out / ".prefect")
+
+
+def prepare_prefect(environment: MutableMapping[str, str]) -> None:
+    """Create the database of a Prefect server that is about to start with this environment, unless it is elsewhere."""
+    if "PREFECT_HOME" in environment and not any(name in environment for name in PREFECT_DATABASES):
+        path = Path(environment["PREFECT_HOME"]).expanduser() / "prefect.db"
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        prepare_database(path, PREFECT)
+        environment[PREFECT_DATABASES[0]] = sqlite_url(path, "sqlite+aiosqlite")
 
 
 def prepare_worker(out: Path) -> None:
@@ -81,7 +92,11 @@ def read_serving(out: Path) -> dict[str, str] | None:
 @contextmanager
 def starting_services(out: Path) -> Iterator[None]:
     """Start Prefect's own server, if one is needed, while the body imports a flow and MLflow opens its database."""
-    wait = None if _has_server() else start_own_server()
+    if _has_server():
+        wait = None
+    else:
+        prepare_prefect(os.environ)
+        wait = start_own_server()
     if wait is not None and "prefect.context" in sys.modules:  # it has read its settings before the server's address
         from prefect.context import refresh_global_settings_context
 

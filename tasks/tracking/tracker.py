@@ -36,10 +36,13 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from PIL import Image
+from sqlalchemy.engine import make_url
 
+from tasks.tracking.databases import MLFLOW, prepare_database, sqlite_url
 from tasks.tracking.spool import Outbox, attachment, leftovers, read_event, remove
 
 EXPERIMENT = "redream"
+DATABASE = "mlflow.db"  # in the output folder
 PAGES = "REDREAM_MLFLOW_PAGES"  # where browsers reach MLflow, if elsewhere than this process does
 VIEW = "redream"  # name of the shared view, in MLflow's own words, that shows the columns which matter
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
@@ -75,13 +78,19 @@ class Tracking:
 
 
 def default_tracking_uri(out: Path) -> str:
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(out / 'mlflow.db').absolute()}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_url(out / DATABASE)
 
 
 def open_tracking(uri: str, out: Path) -> Tracking:
-    """Return where to track; a local database is created the first time, a server is not asked."""
+    """Return where to track; a local database is created the first time, a server is not asked.
+
+    Raises:
+        ValueError: the database cannot be used.
+    """
     artifacts = str((out / "mlartifacts").absolute()) if uri.startswith("sqlite:") else ""
     tracking = Tracking(uri=uri, artifacts=artifacts, spool=str((out / "spool").absolute()))
+    if uri.startswith("sqlite:") and (path := make_url(uri).database) not in (None, ":memory:"):
+        prepare_database(Path(path), MLFLOW)
     if tracking.is_local:
         experiment_id(tracking)
     return tracking
@@ -93,7 +102,7 @@ def experiment_id(tracking: Tracking) -> str:
     Where artifacts lie in a folder, a server is told so as well: it would name itself as their place, and commands
     without it could then not write there.
     """
-    client = MlflowClient(tracking.uri)
+    client = _client_of(tracking.uri)
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is not None:
         return experiment.experiment_id
@@ -107,6 +116,16 @@ def experiment_id(tracking: Tracking) -> str:
         return experiment.experiment_id
 
 
+def _client_of(uri: str) -> MlflowClient:
+    if uri.startswith("sqlite:") and "%" in uri:
+        from mlflow.store.db.utils import create_sqlalchemy_engine
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        # MLflow would create the folder that such a URL names when it is taken for a path.
+        SqlAlchemyStore._engine_map.setdefault(uri, create_sqlalchemy_engine(uri))
+    return MlflowClient(uri)
+
+
 def runs_address(server: str, tracking: Tracking) -> str:
     """Return the address of the list of runs, with the columns that matter, on a server for this tracking.
 
@@ -114,7 +133,7 @@ def runs_address(server: str, tracking: Tracking) -> str:
         RuntimeError: MLflow refuses, for the want of a password perhaps.
     """
     try:
-        client, experiment = MlflowClient(tracking.uri), experiment_id(tracking)
+        client, experiment = _client_of(tracking.uri), experiment_id(tracking)
         if VIEW_TAG not in client.get_experiment(experiment).tags:
             _show_columns(client, experiment, COLUMNS)
     except MlflowException as error:
@@ -253,7 +272,7 @@ class _Courier:
     def __init__(self, tracking: Tracking) -> None:
         self.tracking = tracking
         self.ids: dict[str, str] = {}  # MLflow's ids by local ones
-        self._client = MlflowClient(tracking.uri)
+        self._client = _client_of(tracking.uri)
         self.experiment = ""  # its id, once the server has said it
         self._outbox = Outbox(Path(tracking.spool))
         self._news = threading.Condition()
