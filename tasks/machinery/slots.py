@@ -66,14 +66,23 @@ def _acquire(folder: Path, num_slots: int, on_wait: Callable[[], None]) -> _Held
     group = re.sub(r"[^A-Za-z0-9-]", "-", f"{machine}-{devices}")[:100]
     while True:
         for number in range(num_slots):
-            lock = FileLock(folder / f"{group}-{number}.lock", thread_local=False)
+            lock = FileLock(folder / f"{group}-{number}.lock", thread_local=False, mode=_lock_mode())
             try:
                 lock.acquire(timeout=0)
             except Timeout:
                 continue
+            except PermissionError as error:
+                raise ValueError(
+                    f"the lock {lock.lock_file} cannot be opened ({error.strerror}); all who share {folder} must be "
+                    f"able to write there: chmod 777 {folder} and chmod 666 its files"
+                ) from error
             return _Held(lock, number, users=0)
         on_wait()
         time.sleep(POLL_SECONDS)
+
+
+def _lock_mode() -> int:
+    return 0o666 if os.environ.get(SLOTS_FOLDER) else 0o644
 
 
 def slots_folder() -> Path:
@@ -84,7 +93,14 @@ def slots_folder() -> Path:
     """
     given = os.environ.get(SLOTS_FOLDER)
     folder = Path(given) if given else Path(tempfile.gettempdir(), f"redream-slots-{os.getuid()}")
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        folder.mkdir(mode=0o700, parents=True)
+        if given:
+            folder.chmod(0o777)  # the users of a machine share it; not sticky, where no other's lock can be opened
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise ValueError(f"{SLOTS_FOLDER} names {folder}, which cannot be created ({error.strerror})") from error
     if not given and folder.stat().st_uid != os.getuid():
         raise ValueError(f"{folder} belongs to another user; set {SLOTS_FOLDER} to a folder of your own")
     return folder
