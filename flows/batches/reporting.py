@@ -22,7 +22,7 @@ from tasks.machinery.store import write_json
 from tasks.results.gallery import gallery_markdown, stage_spans, thumbnail
 from tasks.runs.records import read_run
 from tasks.runs.run import Run, record_result
-from tasks.tracking.tracker import run_address
+from tasks.tracking.tracker import run_address, uri_today
 
 
 def deliver_batch(run: Run, title: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def _gallery(run: Run, outcomes: Sequence[Outcome]) -> tuple[list[tuple[GalleryI
         if record is not None and outcome.state != "skipped":
             spans += stage_spans(record, len({span.lane for span in spans}), began)
         took = f", {duration(outcome.seconds)}" if outcome.seconds else ""
-        is_here = record is not None and record["mlflow"]["uri"] == run.tracking.uri
+        is_here = record is not None and uri_today(record["mlflow"]["uri"], out) == run.tracking.uri
         address = run_address(run.tracking, record["mlflow"]["run_id"]) if record is not None and is_here else ""
         item = GalleryItem(
             prompt=outcome.prompt,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -25,8 +27,11 @@ from flows.requests.request import (
     DEFAULT_OUT,
     checked_out,
 )
+from flows.service.addresses import OWN_MLFLOW, check_free
 from tasks.runs.garbage import delete_garbage, find_garbage
 from tasks.runs.records import UNFINISHED, list_runs, read_run
+from tasks.tracking.databases import sqlite_url
+from tasks.tracking.relocation import relocate_artifacts
 
 
 def runs(
@@ -111,17 +116,22 @@ def ui(
     folder = Path(out).absolute()
     if not (folder / "mlflow.db").is_file():
         raise ValueError(f"no runs in {out}; make one with `redream generate`")
+    check_free("127.0.0.1", "--port", port)
     prepare_environment(folder)
     # By default it starts 15 processes and takes 3 GiB; this needs two and a half.
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
+    os.environ["PYTHONSAFEPATH"] = "1"  # it starts in the output folder, whose modules must not count
     from tasks.tracking.tracker import open_tracking, runs_address
 
-    tracking = open_tracking(f"sqlite:///{folder / 'mlflow.db'}", folder)
+    database = _writable(folder / "mlflow.db", folder / "mlartifacts")
+    tracking = open_tracking(sqlite_url(database), folder)
     print(f"MLflow: {runs_address(f'http://127.0.0.1:{port}', tracking)}  (Ctrl-C ends it)", flush=True)
+    os.chdir(database.parent)
     os.execv(
         sys.executable,
         [
             sys.executable,
+            "-P",
             "-m",
             "mlflow",
             "server",
@@ -132,8 +142,18 @@ def ui(
             "--workers",
             "1",
             "--backend-store-uri",
-            f"sqlite:///{folder / 'mlflow.db'}",
+            OWN_MLFLOW,
             "--artifacts-destination",
             (folder / "mlartifacts").as_uri(),
         ],
     )
+
+
+def _writable(database: Path, artifacts: Path) -> Path:
+    """Return MLflow's database, or a copy where it cannot be written, such as in an archive."""
+    if os.access(database.parent, os.W_OK) and os.access(database, os.W_OK):
+        return database
+    copy = Path(tempfile.mkdtemp(prefix="redream-ui-"), database.name)  # MLflow's server needs it to the end
+    shutil.copyfile(database, copy)
+    relocate_artifacts(copy, artifacts)
+    return copy

@@ -25,6 +25,7 @@ from redream.interpreter import import_environment, python_command
 START_SECONDS = 600.0  # it takes 7 on two free cores
 STOP_SECONDS = 10.0
 POLL_SECONDS = 0.05
+DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy leads to this machine
 
 
 def start_own_server() -> Callable[[], None]:
@@ -72,7 +73,7 @@ def collect_rarely() -> None:
 
 def _answers(address: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{address}/health", timeout=5.0) as answer:  # noqa: S310 (our own)
+        with DIRECTLY.open(f"{address}/health", timeout=5.0) as answer:
             return answer.status == 200
     except OSError:  # not yet, or not well
         return False

@@ -11,16 +11,21 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 
 from flows.processes.command_server import start_own_server
 from redream.interpreter import import_environment, python_command
+from tasks.tracking.databases import PREFECT, prepare_database, sqlite_url
 
 SERVING_FILE = ".serving.json"  # written by `redream serve` while it runs
+REFUSED_SECONDS = 10.0  # within which a server that is not there has refused
 CLOCK_SECONDS = 2.0  # by which the system's word on when a process started may change
 QUIET = {
     "DO_NOT_TRACK": "true",  # MLflow takes only this spelling
@@ -48,22 +53,58 @@ SERVER = {
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # by default it starts 15 processes and takes 3 GiB
 }
+TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+PREFECT_DATABASES = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_API_DATABASE_CONNECTION_URL")
+
+
+def reach_loopback_directly(environment: MutableMapping[str, str], *hosts: str) -> None:
+    """Keep proxies for everything but this machine's own servers, in whatever form they are set."""
+    proxies = [name for name in environment if name.lower() in ("http_proxy", "https_proxy", "all_proxy", "ws_proxy")]
+    if not any(environment[name] for name in proxies):
+        return  # with NO_PROXY alone some systems' own settings would be forgotten
+    for name in ("no_proxy", "NO_PROXY"):
+        spared = environment.get(name) or environment.get(name.swapcase(), "")
+        named = [host.strip() for host in spared.split(",") if host.strip()]
+        environment[name] = ",".join(dict.fromkeys([*named, *LOOPBACK, *hosts]))
 
 
 def prepare_environment(out: Path) -> None:
     os.environ.update(import_environment(os.environ))
+    reach_loopback_directly(os.environ)
     for name, value in (QUIET | LOCAL_SERVER).items():
         os.environ.setdefault(name, value)
     if (serving := read_serving(out)) is not None:
         os.environ.setdefault("PREFECT_API_URL", serving["prefect_api"])
         os.environ.setdefault("MLFLOW_TRACKING_URI", serving["mlflow_url"])
+    checked_tracking_uri("MLFLOW_TRACKING_URI", os.environ)
     if not {"PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE"} & set(os.environ):
         os.environ["PREFECT_HOME"] = str(out / ".prefect")
+
+
+def checked_tracking_uri(name: str, environment: Mapping[str, str]) -> None:
+    """Refuse what MLflow cannot keep runs in, with a `ValueError`: its store of plain files is no more."""
+    scheme, separator, _ = (uri := environment.get(name, "")).partition("://")
+    if uri not in ("", "databricks") and (not separator or scheme.partition("+")[0] not in TRACKING_SCHEMES):
+        raise ValueError(
+            f"{name} is {uri!r}, which names neither a server (http://…) nor a database (sqlite:///…); "
+            "name one of these, or unset it"
+        )
+
+
+def prepare_prefect(environment: MutableMapping[str, str]) -> None:
+    """Create the database of a Prefect server that is about to start with this environment, unless it is elsewhere."""
+    if "PREFECT_HOME" in environment and not any(name in environment for name in PREFECT_DATABASES):
+        path = Path(environment["PREFECT_HOME"]).expanduser() / "prefect.db"
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        prepare_database(path, PREFECT)
+        environment[PREFECT_DATABASES[0]] = sqlite_url(path, "sqlite+aiosqlite")
 
 
 def prepare_worker(out: Path) -> None:
     """Set what must reach the runs of a worker: where results go, and how often a run says that it is alive."""
     os.environ.update(import_environment(os.environ))
+    reach_loopback_directly(os.environ)
     for name, value in (QUIET | DEPLOYED).items():
         os.environ.setdefault(name, value)
     os.environ["REDREAM_OUT"] = str(out)
@@ -84,7 +125,13 @@ def read_serving(out: Path) -> dict[str, str] | None:
 @contextmanager
 def starting_services(out: Path) -> Iterator[None]:
     """Start Prefect's own server, if one is needed, while the body imports a flow and MLflow opens its database."""
-    wait = None if _has_server() else start_own_server()
+    api, named_by = _prefect_server()
+    if api:
+        _check_answers(api, named_by)
+        wait = None
+    else:
+        prepare_prefect(os.environ)
+        wait = start_own_server()
     if wait is not None and "prefect.context" in sys.modules:  # it has read its settings before the server's address
         from prefect.context import refresh_global_settings_context
 
@@ -97,13 +144,43 @@ def starting_services(out: Path) -> Iterator[None]:
         wait()
 
 
-def _has_server() -> bool:
-    """Tell whether the user has a server: by the environment, a Prefect profile that it names, a file of settings."""
-    if "PREFECT_API_URL" in os.environ:
-        return True
+def _prefect_server() -> tuple[str, str]:
+    """Return the user's server and what names it, such as the environment or a Prefect profile; or nothing."""
+    if api := os.environ.get("PREFECT_API_URL", ""):
+        return api, "PREFECT_API_URL"
     profiles = Path(os.environ["PREFECT_HOME"], "profiles.toml") if "PREFECT_HOME" in os.environ else None
     named = "PREFECT_PROFILE" in os.environ or (profiles is not None and profiles.is_file())
     if not named and not any(Path(name).is_file() for name in ("prefect.toml", ".env")):
-        return False
+        return "", ""
     ask = "from prefect.settings import PREFECT_API_URL; print(PREFECT_API_URL.value() or '')"  # takes two seconds
-    return bool(subprocess.run(python_command("-c", ask), check=True, capture_output=True).stdout.strip())
+    done = subprocess.run(python_command("-c", ask), check=True, capture_output=True, text=True)
+    return done.stdout.strip(), "a Prefect profile or file of settings"
+
+
+def _check_answers(api: str, named_by: str) -> None:
+    """Refuse a server that is not there; one that is only slow, or wants a password, is left to Prefect."""
+    address = urlsplit(api)
+    opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if address.hostname in LOOPBACK else []))
+    try:
+        opener.open(f"{api.rstrip('/')}/health", timeout=REFUSED_SECONDS).close()
+    except urllib.error.HTTPError:
+        return  # somebody is there
+    except TimeoutError:
+        return
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, TimeoutError):
+            return
+        raise ValueError(
+            f"{named_by} names Prefect's server at {_without_password(api)}, which does not answer ({_words(reason)}); "
+            "start that server, or unset it, and the command starts one of its own"
+        ) from error
+
+
+def _without_password(url: str) -> str:
+    """Return a URL without the name and password that it may hold."""
+    return urlsplit(url)._replace(netloc=urlsplit(url).netloc.rpartition("@")[2]).geturl()
+
+
+def _words(error: object) -> str:
+    return str(getattr(error, "strerror", None) or error)

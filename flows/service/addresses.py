@@ -18,8 +18,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from flows.processes.environment import DEPLOYED, QUIET, SERVER
+from flows.processes.environment import (
+    DEPLOYED,
+    LOOPBACK,
+    QUIET,
+    SERVER,
+    checked_tracking_uri,
+    reach_loopback_directly,
+)
 from redream.interpreter import import_environment
 
 TAG = "redream"  # of every deployment in prefect.yaml, and of commands' runs
@@ -29,6 +37,9 @@ KEEPER_SEEN = "redream-keeper"  # the variable with the time at which the keeper
 PREFECT_SECRET = "PREFECT_SERVER_API_AUTH_STRING"  # noqa: S105 (the name of a variable)
 MLFLOW_SECRETS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 MLFLOW_BACKENDS = ("MLFLOW_BACKEND_STORE_URI", "MLFLOW_ARTIFACTS_DESTINATION")
+# MLflow's server starts in the output folder: of an absolute URL with odd characters it would create a wrong folder.
+OWN_MLFLOW = "sqlite:///mlflow.db"
+MLFLOW_USERS_FILE = ".mlflow-auth.db"
 ANSWER_SECONDS = 5.0
 MIN_PASSWORD_CHARS = 12  # MLflow's rule
 
@@ -63,8 +74,9 @@ def checked_serving(asked: Serving, environment: Mapping[str, str]) -> Serving:
             f"{MLFLOW_SECRETS[0]}=NAME and {MLFLOW_SECRETS[1]}=PASSWORD (at least {MIN_PASSWORD_CHARS} characters "
             "each), or stay on 127.0.0.1"
         )
+    checked_tracking_uri(MLFLOW_BACKENDS[0], environment)
     for option, port in (("--port", asked.port), ("--mlflow-port", asked.mlflow_port)):
-        _check_free(asked.host, option, port)
+        check_free(asked.host, option, port)
     return asked
 
 
@@ -72,7 +84,7 @@ def is_loopback(host: str) -> bool:
     try:
         addresses = {entry[4][0] for entry in socket.getaddrinfo(host, None)}
     except OSError as error:
-        raise ValueError(f"--host {host!r} is no address of this machine ({error}); try 127.0.0.1") from error
+        raise ValueError(f"--host {host!r} is not an address of this machine ({error}); try 127.0.0.1") from error
     return all(ipaddress.ip_address(str(address).partition("%")[0]).is_loopback for address in addresses)
 
 
@@ -92,7 +104,7 @@ def serving_environment(asked: Serving, environment: Mapping[str, str]) -> dict[
         # Its own pages only: by default any page in a browser may start runs.
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{asked.port},http://localhost:{asked.port}",
         "PREFECT_SERVER_UI_API_URL": "/api" if not is_loopback(asked.host) else asked.prefect_api,
-        "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{asked.out / 'mlflow.db'}",
+        "MLFLOW_BACKEND_STORE_URI": OWN_MLFLOW,
         "MLFLOW_ARTIFACTS_DESTINATION": (asked.out / "mlartifacts").as_uri(),
     }
     settled = {
@@ -108,7 +120,9 @@ def serving_environment(asked: Serving, environment: Mapping[str, str]) -> dict[
         settled["PREFECT_API_AUTH_STRING"] = secret  # for the clients
     if has_mlflow_secrets(environment):
         settled |= _mlflow_authentication(asked, environment)
-    return import_environment({**QUIET, **SERVER, **DEPLOYED, **defaults, **environment, **settled})
+    complete = import_environment({**QUIET, **SERVER, **DEPLOYED, **defaults, **environment, **settled})
+    reach_loopback_directly(complete, urlsplit(asked.prefect_api).hostname or "")
+    return complete
 
 
 def has_mlflow_secrets(environment: Mapping[str, str]) -> bool:
@@ -133,8 +147,10 @@ def ask(url: str, secret: str = "", content: Any = None) -> tuple[int, Any]:
         headers["Authorization"] = f"Basic {base64.b64encode(secret.encode()).decode()}"
     data = None if content is None else json.dumps(content).encode()
     request = urllib.request.Request(url, data=data, headers=headers)  # noqa: S310 (our own http addresses)
+    is_near = (urlsplit(url).hostname or "") in LOOPBACK  # where no proxy leads
+    opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if is_near else []))
     try:
-        with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as answer:  # noqa: S310
+        with opener.open(request, timeout=ANSWER_SECONDS) as answer:
             body = answer.read()
             return answer.status, json.loads(body) if body[:1] in (b"{", b"[") else body.decode()
     except urllib.error.HTTPError as error:
@@ -146,8 +162,7 @@ def ask(url: str, secret: str = "", content: Any = None) -> tuple[int, Any]:
 def _mlflow_authentication(asked: Serving, environment: Mapping[str, str]) -> dict[str, str]:
     """Return the settings of MLflow's own users, the first of whom is the one that the environment names."""
     config = asked.out / ".mlflow-auth.ini"
-    users = f"sqlite:///{asked.out / '.mlflow-auth.db'}".replace("%", "%%")
-    config.write_text(f"[mlflow]\ndefault_permission = READ\ndatabase_uri = {users}\n")
+    config.write_text(f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{MLFLOW_USERS_FILE}\n")
     return {
         "MLFLOW_AUTH_CONFIG_PATH": environment.get("MLFLOW_AUTH_CONFIG_PATH") or str(config),
         "MLFLOW_AUTH_ADMIN_USERNAME": environment[MLFLOW_SECRETS[0]],
@@ -167,7 +182,8 @@ def _reachable(host: str) -> str:
     return host if address.version == 4 else f"[{host}]"
 
 
-def _check_free(host: str, option: str, port: int) -> None:
+def check_free(host: str, option: str, port: int) -> None:
+    """Refuse a port that cannot be bound, with a `ValueError`."""
     family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

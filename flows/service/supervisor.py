@@ -24,9 +24,11 @@ from typing import IO
 import psutil
 from filelock import FileLock, Timeout
 
-from flows.processes.environment import SERVING_FILE
+from flows.processes.environment import SERVING_FILE, prepare_prefect
 from flows.service.addresses import (
     BATCH_POOL,
+    MLFLOW_USERS_FILE,
+    OWN_MLFLOW,
     POOL,
     PREFECT_SECRET,
     Serving,
@@ -38,6 +40,8 @@ from flows.service.addresses import (
 )
 from redream.interpreter import python_command
 from tasks.machinery.store import write_json
+from tasks.tracking.databases import MLFLOW, MLFLOW_USERS, prepare_database
+from tasks.tracking.relocation import relocate_artifacts
 
 START_SECONDS = 300  # on a busy machine with a new database; each takes 5 to 30 otherwise
 END_SECONDS = 15
@@ -54,6 +58,7 @@ class Service:
     name: str
     command: list[str]
     answers: Callable[[], bool]
+    folder: Path | None = None  # to start in, if not here
 
 
 @dataclass
@@ -72,7 +77,7 @@ class Supervisor:
         self.services[service.name] = service
         self._started[service.name] = time.monotonic()
         with open(self.logs / f"{service.name}.log", "ab") as log:
-            self.processes[service.name] = _spawn(service.command, self.environment, log)
+            self.processes[service.name] = _spawn(service, self.environment, log)
 
     def wait_for(self, service: Service, should_stop: Callable[[], bool]) -> None:
         """Wait until a service answers.
@@ -138,6 +143,7 @@ def serve(asked: Serving, say: Callable[[str], None]) -> None:
     (asked.out / "logs").mkdir(exist_ok=True)
     supervisor = Supervisor(serving_environment(asked, os.environ), asked.out / "logs")
     try:
+        _prepare_databases(asked.out, supervisor.environment)
         _start_all(supervisor, asked, say, lambda: bool(stops))
         while not stops:
             for name in supervisor.revive():
@@ -165,6 +171,7 @@ def services(asked: Serving, environment: Mapping[str, str]) -> list[Service]:
         Service(
             name="mlflow",
             command=python_command("-m", "mlflow", "server", "--workers", "1", *with_users),
+            folder=asked.out,
             answers=lambda: ask(f"{asked.mlflow_url}/health")[0] == 200,
         ),
         Service(
@@ -183,6 +190,16 @@ def services(asked: Serving, environment: Mapping[str, str]) -> list[Service]:
             answers=lambda: num_workers(asked.prefect_api, secret, BATCH_POOL) > 0,
         ),
     ]
+
+
+def _prepare_databases(out: Path, environment: dict[str, str]) -> None:
+    """Create the servers' databases where they are files of this folder."""
+    prepare_prefect(environment)
+    if environment["MLFLOW_BACKEND_STORE_URI"] == OWN_MLFLOW:
+        prepare_database(out / "mlflow.db", MLFLOW)
+        relocate_artifacts(out / "mlflow.db", out / "mlartifacts")
+    if environment.get("MLFLOW_AUTH_CONFIG_PATH") == str(out / ".mlflow-auth.ini"):
+        prepare_database(out / MLFLOW_USERS_FILE, MLFLOW_USERS)
 
 
 def _start_all(supervisor: Supervisor, asked: Serving, say: Callable[[str], None], stopped: Callable[[], bool]) -> None:
@@ -250,11 +267,12 @@ def _drain(supervisor: Supervisor, stops: list[int], say: Callable[[str], None])
             batches.wait(END_SECONDS)
 
 
-def _spawn(command: list[str], environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+def _spawn(service: Service, environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
     # A session of its own: Ctrl-C in a terminal reaches only us, and we end things in their order.
     return subprocess.Popen(
-        command,
-        env=environment,
+        service.command,
+        cwd=service.folder,
+        env={**environment, **({"PYTHONSAFEPATH": "1"} if service.folder else {})},  # no module of that folder counts
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,

@@ -118,11 +118,16 @@ def _acquire(
     while True:
         reason = f"waiting for other runs to leave {'a GPU' if places[0][0] else 'the cores'}"
         for gpu, name in places:
-            lock = FileLock(folder / f"{name}.lock", thread_local=False)
+            lock = FileLock(folder / f"{name}.lock", thread_local=False, mode=_lock_mode())
             try:
                 lock.acquire(timeout=0)
             except Timeout:
                 continue
+            except PermissionError as error:
+                raise ValueError(
+                    f"the lock {lock.lock_file} cannot be opened ({error.strerror}); all who share {folder} must be "
+                    f"able to write there: chmod 777 {folder} and chmod 666 its files"
+                ) from error
             trouble = why_not_runs(gpu) if gpu is not None and _process.gpu is None else ""
             if not trouble:
                 return lock, gpu
@@ -211,6 +216,10 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _lock_mode() -> int:
+    return 0o666 if os.environ.get(SLOTS_FOLDER) else 0o644
+
+
 def slots_folder() -> Path:
     """Return the folder of this machine's locks: `REDREAM_SLOTS`, else one of the user's among the temporary files.
 
@@ -219,7 +228,14 @@ def slots_folder() -> Path:
     """
     given = os.environ.get(SLOTS_FOLDER)
     folder = Path(given) if given else Path(tempfile.gettempdir(), f"redream-slots-{os.getuid()}")
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        folder.mkdir(mode=0o700, parents=True)
+        if given:
+            folder.chmod(0o777)  # the users of a machine share it; not sticky, where no other's lock can be opened
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise ValueError(f"{SLOTS_FOLDER} names {folder}, which cannot be created ({error.strerror})") from error
     if not given and folder.stat().st_uid != os.getuid():
         raise ValueError(f"{folder} belongs to another user; set {SLOTS_FOLDER} to a folder of your own")
     return folder

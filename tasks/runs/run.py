@@ -24,6 +24,7 @@ from typing import Any
 
 from filelock import FileLock
 from prefect.runtime import flow_run
+from sqlalchemy.engine import make_url
 
 from redream.overrides import flatten
 from redream.settings import RunConfig
@@ -32,7 +33,15 @@ from tasks.machinery.progress import say, stop_requested
 from tasks.machinery.store import Output, StageKey, Store, write_json
 from tasks.runs.records import ALIVE_LOCK, as_crashed, list_runs, run_folder
 from tasks.tracking.run_description import comparison, picture_and_files, run_note
-from tasks.tracking.tracker import LOCAL, Tracker, Tracking, default_tracking_uri, new_local_id, open_tracking
+from tasks.tracking.tracker import (
+    LOCAL,
+    Tracker,
+    Tracking,
+    default_tracking_uri,
+    new_local_id,
+    open_tracking,
+    uri_today,
+)
 
 PICTURE = "orbit.png"  # of a run that made an object, in the run's folder
 
@@ -228,8 +237,8 @@ def settle_crashed(out: Path) -> list[str]:
                 if record["state"] != "running":
                     continue
                 write_json(path, as_crashed(record))
-            uri = record["mlflow"]["uri"]
-            if not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///")).is_file():  # it may be gone
+            uri = uri_today(record["mlflow"]["uri"], out)
+            if not uri.startswith("sqlite:") or Path(make_url(uri).database or "").is_file():  # it may be gone
                 Tracker(open_tracking(uri, out), record["mlflow"]["run_id"]).close_open()
             settled.append(record["run_id"])
     return settled
@@ -314,7 +323,8 @@ def _others(run: Run, record: Mapping[str, Any]) -> list[str]:
         with suppress(OSError, ValueError, KeyError, TypeError):  # somebody else's damage must not end this run
             other = json.loads(path.read_text())
             is_alike = all(other[name] == record[name] for name in ("flow", "prompt"))
-            is_shown = other["mlflow"]["uri"] == run.tracking.uri and not other["mlflow"]["run_id"].startswith(LOCAL)
+            is_here = uri_today(other["mlflow"]["uri"], Path(run.out)) == run.tracking.uri
+            is_shown = is_here and not other["mlflow"]["run_id"].startswith(LOCAL)
             if is_alike and is_shown and other["state"] == "finished" and other["run_id"] != run.run_id:
                 found.append((other["started"], other["mlflow"]["run_id"]))
     return [mlflow_run_id for _, mlflow_run_id in sorted(found)]

@@ -36,10 +36,13 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from PIL import Image
+from sqlalchemy.engine import make_url
 
+from tasks.tracking.databases import MLFLOW, prepare_database, sqlite_url
+from tasks.tracking.relocation import EXPERIMENT, relocate_artifacts
 from tasks.tracking.spool import Outbox, attachment, leftovers, read_event, remove
 
-EXPERIMENT = "redream"
+DATABASE = "mlflow.db"  # in the output folder
 PAGES = "REDREAM_MLFLOW_PAGES"  # where browsers reach MLflow, if elsewhere than this process does
 VIEW = "redream"  # name of the shared view, in MLflow's own words, that shows the columns which matter
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
@@ -75,27 +78,44 @@ class Tracking:
 
 
 def default_tracking_uri(out: Path) -> str:
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(out / 'mlflow.db').absolute()}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_url(out / DATABASE)
+
+
+def uri_today(uri: str, out: Path) -> str:
+    """Return where a run of this folder is tracked: the folder's own database moves along with it."""
+    is_own = uri.startswith("sqlite:") and Path(uri).name == DATABASE and (out / DATABASE).is_file()
+    return sqlite_url(out / DATABASE) if is_own else uri
 
 
 def open_tracking(uri: str, out: Path) -> Tracking:
-    """Return where to track; a local database is created the first time, a server is not asked."""
+    """Return where to track; a local database is created the first time, a server is not asked.
+
+    Raises:
+        ValueError: the database cannot be used.
+    """
     artifacts = str((out / "mlartifacts").absolute()) if uri.startswith("sqlite:") else ""
     tracking = Tracking(uri=uri, artifacts=artifacts, spool=str((out / "spool").absolute()))
+    if uri.startswith("sqlite:") and (path := make_url(uri).database) not in (None, ":memory:"):
+        prepare_database(Path(path), MLFLOW)
+        if Path(path) == (out / DATABASE).absolute():
+            relocate_artifacts(Path(path), Path(artifacts))
     if tracking.is_local:
         experiment_id(tracking)
     return tracking
 
 
 def experiment_id(tracking: Tracking) -> str:
-    """Find or create the project's experiment.
+    """Find or create the project's experiment, or bring it back where somebody has deleted it.
 
     Where artifacts lie in a folder, a server is told so as well: it would name itself as their place, and commands
     without it could then not write there.
     """
-    client = MlflowClient(tracking.uri)
+    client = _client_of(tracking.uri)
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is not None:
+        if experiment.lifecycle_stage == "deleted":
+            client.restore_experiment(experiment.experiment_id)
+            logger.warning("MLflow's experiment %r was deleted; it is restored, with its runs", EXPERIMENT)
         return experiment.experiment_id
     location = Path(tracking.artifacts).as_uri() if tracking.artifacts else None
     try:
@@ -107,6 +127,16 @@ def experiment_id(tracking: Tracking) -> str:
         return experiment.experiment_id
 
 
+def _client_of(uri: str) -> MlflowClient:
+    if uri.startswith("sqlite:") and "%" in uri:
+        from mlflow.store.db.utils import create_sqlalchemy_engine
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        # MLflow would create the folder that such a URL names when it is taken for a path.
+        SqlAlchemyStore._engine_map.setdefault(uri, create_sqlalchemy_engine(uri))
+    return MlflowClient(uri)
+
+
 def runs_address(server: str, tracking: Tracking) -> str:
     """Return the address of the list of runs, with the columns that matter, on a server for this tracking.
 
@@ -114,7 +144,7 @@ def runs_address(server: str, tracking: Tracking) -> str:
         RuntimeError: MLflow refuses, for the want of a password perhaps.
     """
     try:
-        client, experiment = MlflowClient(tracking.uri), experiment_id(tracking)
+        client, experiment = _client_of(tracking.uri), experiment_id(tracking)
         if VIEW_TAG not in client.get_experiment(experiment).tags:
             _show_columns(client, experiment, COLUMNS)
     except MlflowException as error:
@@ -253,13 +283,14 @@ class _Courier:
     def __init__(self, tracking: Tracking) -> None:
         self.tracking = tracking
         self.ids: dict[str, str] = {}  # MLflow's ids by local ones
-        self._client = MlflowClient(tracking.uri)
+        self._client = _client_of(tracking.uri)
         self.experiment = ""  # its id, once the server has said it
         self._outbox = Outbox(Path(tracking.spool))
         self._news = threading.Condition()
         self._is_away = False  # as far as is known
         self._is_slow = False  # nobody waits for it twice
         self._has_lost = False
+        self._refused: set[str] = set()  # local ids of runs that will never have another
 
     def start(self) -> _Courier:
         threading.Thread(target=self._work, name="mlflow", daemon=True).start()
@@ -275,7 +306,7 @@ class _Courier:
 
     def wait_for(self, local_id: str) -> None:
         """Wait a moment for MLflow's id of a run."""
-        self._wait(lambda: local_id in self.ids, START_PATIENCE, is_last=False)
+        self._wait(lambda: local_id in self.ids or local_id in self._refused, START_PATIENCE, is_last=False)
 
     def drain(self, patience: float, is_last: bool = False) -> None:
         """Wait until everything is delivered, or nothing was for a while, or the server is away."""
@@ -309,7 +340,8 @@ class _Courier:
                 foreign.add(path.parent)
                 continue
             except Exception as error:
-                logger.warning("MLflow at %s does not answer (%s)", self.tracking.uri, _first_line(error))
+                trouble = "refuses" if _is_refusal(error) else "does not answer"
+                logger.warning("MLflow at %s %s (%s)", self.tracking.uri, trouble, _first_line(error))
                 break
             remove(path)
             num_delivered += 1
@@ -326,7 +358,8 @@ class _Courier:
                 with self._news:
                     if not self._is_away:
                         where = self.tracking.uri
-                        logger.warning("MLflow at %s is away (%s); figures wait on disk", where, _first_line(error))
+                        trouble = "refuses" if _is_refusal(error) else "is away"
+                        logger.warning("MLflow at %s %s (%s); figures wait on disk", where, trouble, _first_line(error))
                     self._is_away = True
                     self._news.notify_all()
                 time.sleep(pause)
@@ -351,13 +384,22 @@ class _Courier:
             event = read_event(path)
             if is_own and event["kind"] == "kill":
                 self.deliver_leftovers()  # what the dead process opened must be there before it is closed
-            self._deliver(path, event)
+            try:
+                self._deliver(path, event)
+            except MlflowException as error:
+                if "'active' state" not in str(error):
+                    raise
+                self.experiment = ""  # somebody has deleted it meanwhile; looking for it brings it back
+                self._experiment_id()
+                self._deliver(path, event)
         except MlflowException as error:
             if error.error_code not in FINAL_ERRORS:
                 raise
             if error.error_code == "RESOURCE_DOES_NOT_EXIST" and not is_own:
                 raise UnknownRun(_first_line(error)) from error
             logger.warning("MLflow refused to log: %s", _first_line(error))
+            if event["kind"] == "create":
+                self._refused.add(event["run"])
         except UnknownRun as error:
             if not is_own:
                 raise
@@ -445,6 +487,10 @@ def _courier_for(tracking: Tracking) -> _Courier:
         if tracking not in _couriers:
             _couriers[tracking] = _Courier(tracking).start()
         return _couriers[tracking]
+
+
+def _is_refusal(error: Exception) -> bool:
+    return getattr(error, "error_code", "") in ("UNAUTHENTICATED", "PERMISSION_DENIED")
 
 
 def _show_columns(client: MlflowClient, experiment: str, columns: Sequence[str]) -> None:

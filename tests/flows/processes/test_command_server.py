@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -42,3 +43,36 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "RuntimeError: Prefect's server did not start: " in done.stderr
     assert "it said nothing" not in done.stderr
+
+
+ALL_FORMS = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
+REACHED = """
+import os, sys
+from pathlib import Path
+from flows.processes.environment import prepare_environment
+prepare_environment(Path(sys.argv[1]))
+from flows.processes.command_server import start_own_server
+start_own_server()()
+from prefect.client.orchestration import get_client
+with get_client(sync_client=True) as client:
+    print(client.api_healthcheck())
+import requests
+print(requests.get(os.environ["PREFECT_API_URL"] + "/health", timeout=60).status_code)
+from flows.service.addresses import ask
+print(ask(os.environ["PREFECT_API_URL"] + "/health")[0])
+"""
+
+
+@pytest.mark.parametrize("proxy", ["http", "socks5"])
+def test_no_request_to_the_own_server_reaches_a_proxy(proxy: str, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as refusing:
+        refusing.settimeout(0.5)
+        address = f"{proxy}://127.0.0.1:{refusing.getsockname()[1]}"
+        environment = {**os.environ, **dict.fromkeys(ALL_FORMS, address), "no_proxy": "", "NO_PROXY": ""}
+        for name in ("PREFECT_HOME", "PREFECT_API_URL"):
+            environment.pop(name, None)
+        command = [sys.executable, "-c", REACHED, str(tmp_path)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.stdout.split() == ["None", "200", "200"], done.stderr
+        with pytest.raises(TimeoutError):
+            refusing.accept()  # nobody came
