@@ -46,11 +46,12 @@ from redream.retrieval.index_files import (
     write_manifest,
     write_table,
 )
+from redream.retrieval.lexical_recall import write_lexical
 from redream.retrieval.text_recall import train_recall
 from redream.settings import RetrievalConfig
 from redream.versions import package_versions
 
-RECORDED_PACKAGES = ("open_clip_torch", "torch", "numpy", "pyarrow", "scann", "pyrender", "trimesh")
+RECORDED_PACKAGES = ("open_clip_torch", "torch", "numpy", "pyarrow", "scann", "bm25s", "pyrender", "trimesh")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -188,7 +189,9 @@ def _write_generation(plan: BuildPlan, generation: Path) -> IndexManifest:
     ids = table["asset_id"].to_pylist()
     left_out = [(ids[row], keys[row], refused[keys[row]]) for row in np.flatnonzero(~is_kept)]
     write_table(generation / "refused.arrow", refused_table(left_out))
-    write_table(generation / "assets.arrow", table.take(pa.array(kept, pa.int64())))
+    indexed = table.take(pa.array(kept, pa.int64()))
+    write_table(generation / "assets.arrow", indexed)
+    write_lexical(indexed["caption"].to_pylist(), generation / "lexical")
 
     where = np.array([places[keys[row]] for row in kept])
     text = _gather([shard.text for shard in sources], where, generation / "text.npy")

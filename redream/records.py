@@ -32,6 +32,8 @@ class Neighbor:
     asset: Asset
     score: float  # cosine of the prompt with the mean of its renders, or with the best where every view is kept
     text_score: float  # cosine of the prompt with its caption
+    lexical_score: float = 0.0  # of the prompt's words in its caption, in nats; 0 where it holds none of them
+    is_weak: bool = False  # nothing says that it is what the prompt names
     azimuth_offset_deg: float = 0.0
 
 

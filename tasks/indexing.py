@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from index_build.views import ViewSource
     from redream.clip import Clip
 
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

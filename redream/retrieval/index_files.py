@@ -7,6 +7,7 @@
         text.npy             float16 [assets, dim]
         image.npy            float16 [assets, views, dim]; one view is the mean of the renders
         scann/               only above `EXACT_UP_TO` rows: codes and codebook
+        lexical/             the words of the captions (`lexical_recall.py`); an index of format 3 has none
 
 All are memory-mapped. A build writes a new generation beside the old and then replaces the manifest by one rename:
 readers see the old index or the new, and those who have the old one open keep it.
@@ -30,13 +31,15 @@ import pyarrow as pa
 from jaxtyping import Float16
 
 from redream.records import Asset
+from redream.retrieval.lexical_recall import LEXICAL_FILES
 from redream.retrieval.text_recall import EXACT, SCANN_FILES, read_array
 
-FORMAT_VERSION = 3
+FORMAT_VERSION, READABLE = 4, (3, 4)
 MANIFEST = "manifest.json"
 VECTORS = ("text.npy", "image.npy")
 CONTENT = ("assets.arrow", *VECTORS)  # what the content hash covers
-KNOWN_FILES = {*CONTENT, "refused.arrow", *(f"scann/{name}" for name in SCANN_FILES)}
+LEXICAL = frozenset(f"lexical/{name}" for name in LEXICAL_FILES)
+KNOWN_FILES = {*CONTENT, "refused.arrow", *(f"scann/{name}" for name in SCANN_FILES), *LEXICAL}
 _GENERATION = re.compile(r"generation-[0-9a-f]{8}")
 
 # Opening reads all of the small files and of those that C++ parses, but of vectors only a sample: what is wrong in a
@@ -93,6 +96,11 @@ class IndexManifest:
         return Path(os.path.abspath(Path(self.index_dir, self.asset_root)))
 
     @property
+    def has_words(self) -> bool:
+        """Whether the words of the captions can be searched."""
+        return not LEXICAL.isdisjoint(self.files)
+
+    @property
     def num_bytes(self) -> int:
         return sum(seal.size for seal in self.files.values())
 
@@ -131,7 +139,7 @@ def read_manifest(index_dir: str | Path) -> IndexManifest:
     except (ValueError, RecursionError) as error:  # neither UTF-8 nor JSON
         raise IndexMismatch(f"index {index_dir} is damaged: its manifest is not JSON ({error}); rebuild it") from error
     version = content.pop("format_version", None) if isinstance(content, dict) else None
-    if version != FORMAT_VERSION:
+    if version not in READABLE:
         raise IndexMismatch(f"index {index_dir} has format {version!r}, not {FORMAT_VERSION}; rebuild it")
     if wrong := _wrong_field(content):
         raise IndexMismatch(f"index {index_dir} is damaged: its manifest {wrong}; rebuild it")
@@ -192,6 +200,8 @@ def check_files(manifest: IndexManifest, fully: bool = False) -> None:
     needed = {*CONTENT, "refused.arrow"}
     if manifest.recall != EXACT:
         needed |= {f"scann/{name}" for name in SCANN_FILES}
+    if manifest.has_words:
+        needed |= LEXICAL
     if lacking := sorted(needed - set(manifest.files)):
         raise IndexMismatch(f"{where} its manifest lists no {lacking[0]}; rebuild it")
     if content_hash(manifest.files) != manifest.content_hash:

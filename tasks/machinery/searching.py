@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from redream.settings import RetrievalConfig
-from tasks.machinery.progress import waiting
+from tasks.machinery.progress import say, waiting
 from tasks.machinery.slots import choose_device
 
 if TYPE_CHECKING:
@@ -47,10 +47,11 @@ def search(index: IndexPlace, prompt: str, config: RetrievalConfig) -> Retrieval
     with waiting("opening the index"):
         opened = AssetIndex.open(index.index_dir, _text_encoder(config.clip_model), index.asset_root)
     allows = partial(is_allowed, codes=config.licenses) if config.licenses else None
-    retrieval = opened.search(prompt, config.num_recall, config.num_assets, allows)
-    if not retrieval.neighbors:
-        raise ValueError(f"no asset of index {index.index_dir} is licensed under {', '.join(config.licenses)} alone")
-    return retrieval
+    if not opened.manifest.has_words:
+        say(f"index {index.index_dir} was built without word search; build it again to search by words too")
+    if config.use:
+        return opened.chosen(prompt, config.use)
+    return opened.search(prompt, config.num_recall, config.num_assets, allows, config.leave_out)
 
 
 def _text_encoder(clip_model: str) -> TextEncoder:
