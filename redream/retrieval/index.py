@@ -12,7 +12,6 @@ on disk, `text_recall.py` how the first step searches.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -148,16 +147,9 @@ class AssetIndex:
         """Return the assets that the user chose, in that order, scored as a search would.
 
         Raises:
-            ValueError: the index has no such asset; the message names those with the nearest names.
+            ValueError: the index has no such asset.
         """
-        column = self.assets.table["asset_id"]
-        places = pc.index_in(pa.array(asset_ids, pa.string()), value_set=column.combine_chunks()).to_pylist()
-        for asset_id, place in zip(asset_ids, places, strict=True):
-            if place is None:
-                close = difflib.get_close_matches(asset_id, column.to_pylist(), n=3, cutoff=0.5)
-                hint = f"; did you mean {' or '.join(close)}?" if close else "; `redream search` shows ids"
-                raise ValueError(f"index {self.manifest.index_dir} has no asset {asset_id!r}{hint}")
-        query, rows = self._clip.embed_prompt(prompt), np.array(places, np.int64)
+        query, rows = self._clip.embed_prompt(prompt), np.array(self.assets.places(asset_ids), np.int64)
         word_scores = np.zeros(len(self.assets)) if self._words is None else self._words.scores(prompt)
         image_scores, text_scores = self.image_scores(query, rows), self._text_scores(query, rows)
         return Retrieval(

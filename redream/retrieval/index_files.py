@@ -15,6 +15,7 @@ readers see the old index or the new, and those who have the old one open keep i
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import os
@@ -28,6 +29,7 @@ from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from jaxtyping import Float16
 
 from redream.records import Asset
@@ -126,6 +128,17 @@ class AssetRows(Sequence[Asset]):
             raise IndexError(row)
         values = {name: self.table[name][row % len(self)].as_py() for name in ASSET_FIELDS}
         return replace(Asset(**values), mesh_path=os.path.join(self._root, *PurePosixPath(values["mesh_path"]).parts))
+
+    def places(self, asset_ids: Sequence[str]) -> list[int]:
+        """Return the rows of assets by their ids, or raise `ValueError` with the ids nearest to an unknown one."""
+        column = self.table["asset_id"]
+        places = pc.index_in(pa.array(asset_ids, pa.string()), value_set=column.combine_chunks()).to_pylist()
+        for asset_id, place in zip(asset_ids, places, strict=True):
+            if place is None:
+                close = difflib.get_close_matches(asset_id, column.to_pylist(), n=3, cutoff=0.5)
+                hint = f"did you mean {' or '.join(close)}?" if close else "`redream search` shows their ids"
+                raise ValueError(f"the index has no asset {asset_id!r}; {hint}")
+        return places
 
 
 def read_manifest(index_dir: str | Path) -> IndexManifest:

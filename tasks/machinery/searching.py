@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,14 @@ def given_index(index_dir: str) -> IndexPlace:
         content_hash=manifest.content_hash,
         num_assets=manifest.num_assets,
     )
+
+
+def require_assets(index: IndexPlace, asset_ids: Sequence[str]) -> None:
+    """Raise `ValueError` if an index lacks one of some assets."""
+    from redream.retrieval.index_files import ASSET_SCHEMA, AssetRows, read_manifest, read_table
+
+    table = read_table(read_manifest(index.index_dir).folder / "assets.arrow", ASSET_SCHEMA)
+    AssetRows(table, index.asset_root).places(asset_ids)
 
 
 def search(index: IndexPlace, prompt: str, config: RetrievalConfig) -> Retrieval:
