@@ -38,6 +38,7 @@ from redream.retrieval.index_files import (
     content_hash,
     drop_other_generations,
     new_generation,
+    read_assets,
     read_manifest,
     read_table,
     read_vectors,
@@ -258,7 +259,7 @@ def _earlier_index(plan: BuildPlan) -> Iterator[Shard]:
         if manifest.settings.get(MESH_LIMITS) != plan.settings.get(MESH_LIMITS):
             refused = refused.slice(0, 0)  # what was above the limits may be below the new ones
         yield Shard(
-            keys=read_table(manifest.folder / "assets.arrow", ASSET_SCHEMA)["key"].to_pylist(),
+            keys=read_assets(manifest)["key"].to_pylist(),
             text=read_vectors(manifest.folder / "text.npy", shape),
             image=read_vectors(manifest.folder / "image.npy", (shape[0], manifest.num_views, shape[1])),
             refused=dict(zip(refused["key"].to_pylist(), refused["reason"].to_pylist(), strict=True)),

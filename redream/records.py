@@ -10,6 +10,8 @@ from typing import Literal
 
 UpAxis = Literal["+Y", "+Z"]
 MESH_SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl")  # of the files that can be read
+# Of a mesh file, where its front faces; "keep" leaves the mesh as it stands, "" looks for its front.
+FrontAxis = Literal["", "+X", "-X", "+Y", "-Y", "+Z", "-Z", "keep"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,6 +25,7 @@ class Asset:
     license: str
     author: str = ""
     up_axis: UpAxis = "+Y"  # of the mesh file; +Z where its author ignored glTF's axes
+    front_axis: FrontAxis = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -91,6 +91,8 @@ class OrientationConfig:
     elevation_deg: Elevation = 15.0  # of the ring, degrees
     # difference of cosines below which an asset has no clear front and stays as it is
     min_margin: Annotated[float, Interval(ge=-2, le=2)] = 0.01
+    # Where the files' fronts face, for assets whose table does not say it; "keep" turns none, "" looks for the front.
+    front_axis: Literal["", "+X", "-X", "+Y", "-Y", "+Z", "-Z", "keep"] = ""
 
     def __post_init__(self) -> None:
         require_limits("orientation", self)

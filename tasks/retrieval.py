@@ -26,7 +26,7 @@ from tasks.machinery.store import Output, file_digest, stage_key, write_json
 from tasks.runs.run import Run
 from tasks.runs.stage import RETRIES, RETRY_DELAYS, Work, is_passing, run_stage
 
-STAGE_VERSION = 4
+STAGE_VERSION = 5
 OWN_LICENSE = "the user's own"
 
 

@@ -28,13 +28,12 @@ from jaxtyping import Bool, Float, Int
 from redream.records import Neighbor, Retrieval
 from redream.retrieval.calibration import SAMPLE, Calibration
 from redream.retrieval.index_files import (
-    ASSET_SCHEMA,
     AssetRows,
     IndexManifest,
     IndexMismatch,
     check_files,
+    read_assets,
     read_manifest,
-    read_table,
     read_vectors,
 )
 from redream.retrieval.lexical_recall import LexicalRecall, open_lexical
@@ -63,7 +62,7 @@ class AssetIndex:
     def __init__(self, manifest: IndexManifest, clip: TextEncoder) -> None:
         self.manifest = manifest
         folder = manifest.folder
-        self.assets = AssetRows(read_table(folder / "assets.arrow", ASSET_SCHEMA), manifest.asset_folder)
+        self.assets = AssetRows(read_assets(manifest), manifest.asset_folder)
         rows, dim = manifest.num_assets, manifest.embedding_dim
         if len(self.assets) != rows or clip.embedding_dim != dim:
             raise IndexMismatch(

@@ -51,6 +51,7 @@ SAMPLE_BLOCKS, SAMPLE_BLOCK_BYTES = 64, 64 * 2**10
 
 ASSET_FIELDS = tuple(f.name for f in fields(Asset))
 ASSET_SCHEMA = pa.schema([(name, pa.string()) for name in (*ASSET_FIELDS, "key")])
+_SCHEMA_3 = pa.schema([field for field in ASSET_SCHEMA if field.name != "front_axis"])  # of an index of format 3
 REFUSED_SCHEMA = pa.schema([(name, pa.string()) for name in ("asset_id", "key", "reason")])
 
 
@@ -247,6 +248,16 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     if not table.schema.equals(schema) or any(column.null_count for column in table.columns):
         raise IndexMismatch(f"index {path.parent.parent} is damaged: {path.name} has other columns; rebuild it")
     return table
+
+
+def read_assets(manifest: IndexManifest) -> pa.Table:
+    """Map the assets of an index; those of format 3 name no front."""
+    path = manifest.folder / "assets.arrow"
+    if manifest.has_words:
+        return read_table(path, ASSET_SCHEMA)
+    table = read_table(path, _SCHEMA_3)
+    no_front = pa.array([""] * table.num_rows, pa.string())
+    return table.add_column(ASSET_SCHEMA.get_field_index("front_axis"), "front_axis", no_front)
 
 
 def write_table(path: Path, table: pa.Table) -> None:

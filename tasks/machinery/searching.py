@@ -41,10 +41,9 @@ def given_index(index_dir: str) -> IndexPlace:
 
 def require_assets(index: IndexPlace, asset_ids: Sequence[str]) -> None:
     """Raise `ValueError` if an index lacks one of some assets."""
-    from redream.retrieval.index_files import ASSET_SCHEMA, AssetRows, read_manifest, read_table
+    from redream.retrieval.index_files import AssetRows, read_assets, read_manifest
 
-    table = read_table(read_manifest(index.index_dir).folder / "assets.arrow", ASSET_SCHEMA)
-    AssetRows(table, index.asset_root).places(asset_ids)
+    AssetRows(read_assets(read_manifest(index.index_dir)), index.asset_root).places(asset_ids)
 
 
 def search(index: IndexPlace, prompt: str, config: RetrievalConfig) -> Retrieval:

@@ -215,11 +215,12 @@ def write_index(
     """Write an index by hand, or a newer generation of one; `image` is [assets, dim] or [assets, views, dim]."""
     image = image if image.ndim == 3 else image[:, None]
     generation = new_generation(index_dir)
-    write_table(generation / "assets.arrow", asset_table(assets, [asset.asset_id for asset in assets], root))
+    table = asset_table(assets, [asset.asset_id for asset in assets], root)
+    write_table(generation / "assets.arrow", table if has_words else table.drop_columns(["front_axis"]))
     write_table(generation / "refused.arrow", refused_table([]))
     np.save(generation / "text.npy", text.astype(np.float16))
     np.save(generation / "image.npy", image.astype(np.float16))
-    if has_words:  # those of format 3 have none
+    if has_words:
         write_lexical([asset.caption for asset in assets], generation / "lexical")
     recall = train_recall(text, generation / "scann")
     files = seal_files(generation)
@@ -240,6 +241,9 @@ def write_index(
         files=files,
     )
     write_manifest(manifest)
+    if not has_words:  # as indexes of format 3 are
+        path = index_dir / "manifest.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 3}))
     drop_other_generations(manifest)
     return index_dir
 

@@ -127,11 +127,11 @@ def test_assets_that_are_left_out_are_not_found(worded: AssetIndex):
     assert worded.search("a red truck", 8, 3, leave_out=everything).neighbors == ()
 
 
-def test_an_index_without_word_search_answers_by_embeddings_and_names(clip: Clip, tmp_path: Path):
+def test_an_index_of_format_3_opens_and_answers_by_embeddings_and_names(clip: Clip, tmp_path: Path):
     assets = [replace(asset, caption=text) for asset, text in zip(some_assets(len(CAPTIONS)), CAPTIONS, strict=True)]
     rows = unit_rows(1, num=len(CAPTIONS)), unit_rows(2, num=len(CAPTIONS))
     index = AssetIndex.open(write_index(tmp_path / "index", *rows, clip, assets, has_words=False), clip)
-    assert not index.manifest.has_words
+    assert not index.manifest.has_words and index.assets[0].front_axis == ""
     found = index.search("a cab", len(CAPTIONS), 3).neighbors
     assert [(n.asset.asset_id, n.lexical_score, n.is_weak) for n in found] == [("id1", 0.0, False)]
 
