@@ -15,17 +15,19 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.build_index import find_index
 from flows.requests.parameters import Assets, BatchId, MethodName, Place, PresetName, Prompt, Seed, Settings
 from flows.requests.request import DEFAULT_OUT, Request, checked_request
+from redream.overrides import with_overrides
 from tasks.adaptation import adapt
 from tasks.distillation import distill, warm_up
 from tasks.evaluation import evaluate
 from tasks.exporting import export
 from tasks.machinery.devices import needed_gib
+from tasks.machinery.progress import say
 from tasks.machinery.slots import num_cores
 from tasks.orientation import align
 from tasks.rendering import render
 from tasks.results.delivery import Made, Outputs, deliver
 from tasks.results.prefect_page import show_made
-from tasks.retrieval import retrieve, take_assets
+from tasks.retrieval import remarks, retrieve, take_assets
 from tasks.runs.run import Run, open_run
 
 # Warm-up and adaptation need nothing of each other, nor do export and evaluation. Each gets half of the cores; one core
@@ -78,6 +80,11 @@ def make(run: Run, request: Request) -> Made:
         else:
             index_place = find_index(run, request.index, config.retrieval)
             found = retrieve.submit(run, index_place, config.retrieval, config.download, config.mesh).result()
+            for line in remarks(found, run.prompt, config):
+                say(line)
+        if not found.result["neighbors"]:
+            found, config = None, with_overrides(config, {"distill.method": "vsd"})
+    if found is not None:
         fronts = align.submit(run, found, config.retrieval.clip_model, config.orientation, config.mesh).result()
         views = render.submit(run, found, fronts, config.render, config.camera, config.mesh).result()
         warming = warm_up.submit(run, views, config, CONCURRENT_STAGES)

@@ -38,6 +38,7 @@ from redream.retrieval.index_files import (
     content_hash,
     drop_other_generations,
     new_generation,
+    read_assets,
     read_manifest,
     read_table,
     read_vectors,
@@ -46,11 +47,12 @@ from redream.retrieval.index_files import (
     write_manifest,
     write_table,
 )
+from redream.retrieval.lexical_recall import write_lexical
 from redream.retrieval.text_recall import train_recall
 from redream.settings import RetrievalConfig
 from redream.versions import package_versions
 
-RECORDED_PACKAGES = ("open_clip_torch", "torch", "numpy", "pyarrow", "scann", "pyrender2", "trimesh")
+RECORDED_PACKAGES = ("open_clip_torch", "torch", "numpy", "pyarrow", "scann", "bm25s", "pyrender2", "trimesh")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -188,7 +190,9 @@ def _write_generation(plan: BuildPlan, generation: Path) -> IndexManifest:
     ids = table["asset_id"].to_pylist()
     left_out = [(ids[row], keys[row], refused[keys[row]]) for row in np.flatnonzero(~is_kept)]
     write_table(generation / "refused.arrow", refused_table(left_out))
-    write_table(generation / "assets.arrow", table.take(pa.array(kept, pa.int64())))
+    indexed = table.take(pa.array(kept, pa.int64()))
+    write_table(generation / "assets.arrow", indexed)
+    write_lexical(indexed["caption"].to_pylist(), generation / "lexical")
 
     where = np.array([places[keys[row]] for row in kept])
     text = _gather([shard.text for shard in sources], where, generation / "text.npy")
@@ -255,7 +259,7 @@ def _earlier_index(plan: BuildPlan) -> Iterator[Shard]:
         if manifest.settings.get(MESH_LIMITS) != plan.settings.get(MESH_LIMITS):
             refused = refused.slice(0, 0)  # what was above the limits may be below the new ones
         yield Shard(
-            keys=read_table(manifest.folder / "assets.arrow", ASSET_SCHEMA)["key"].to_pylist(),
+            keys=read_assets(manifest)["key"].to_pylist(),
             text=read_vectors(manifest.folder / "text.npy", shape),
             image=read_vectors(manifest.folder / "image.npy", (shape[0], manifest.num_views, shape[1])),
             refused=dict(zip(refused["key"].to_pylist(), refused["reason"].to_pylist(), strict=True)),

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from redream.cameras import Camera, orbit
 from redream.clip import Clip
+from redream.records import FrontAxis, UpAxis
 from redream.settings import OrientationConfig
 
 VIEWS = ("front", "side", "back")
@@ -51,6 +52,16 @@ def find_front(
     similarity = clip.embed_images(images) @ clip.embed_text(prompts).T
     view_scores = similarity.reshape(len(images), len(VIEWS), len(TEMPLATES)).mean(dim=-1)
     return choose_front(front_evidence(view_scores.cpu()), config.min_margin)
+
+
+def stated_front(front_axis: FrontAxis, up_axis: UpAxis) -> Orientation:
+    """Return the orientation of a mesh whose front is known: the axis of its file that it faces, or "keep"."""
+    # World (x, y, z) is glTF's (z, x, y); the axes of a file that stands on +Z are the world's.
+    ahead, left = ("Z", "X") if up_axis == "+Y" else ("X", "Y")
+    azimuths = {f"+{ahead}": 0.0, f"+{left}": 90.0, f"-{ahead}": -180.0, f"-{left}": -90.0, "keep": 0.0}
+    if front_axis not in azimuths:
+        raise ValueError(f"front axis {front_axis!r} of a mesh that stands on {up_axis}; use {', '.join(azimuths)}")
+    return Orientation(azimuth_deg=azimuths[front_axis], margin=0.0, has_clear_front=front_axis != "keep", scores=())
 
 
 def ring_cameras(config: OrientationConfig, image_size: int) -> Camera:

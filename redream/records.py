@@ -10,6 +10,8 @@ from typing import Literal
 
 UpAxis = Literal["+Y", "+Z"]
 MESH_SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl")  # of the files that can be read
+# Of a mesh file, where its front faces; "keep" leaves the mesh as it stands, "" looks for its front.
+FrontAxis = Literal["", "+X", "-X", "+Y", "-Y", "+Z", "-Z", "keep"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,6 +25,7 @@ class Asset:
     license: str
     author: str = ""
     up_axis: UpAxis = "+Y"  # of the mesh file; +Z where its author ignored glTF's axes
+    front_axis: FrontAxis = ""
     border: str = ""  # the outermost folder of pictures that the mesh may name; by default one level above its own
 
 
@@ -33,6 +36,8 @@ class Neighbor:
     asset: Asset
     score: float  # cosine of the prompt with the mean of its renders, or with the best where every view is kept
     text_score: float  # cosine of the prompt with its caption
+    lexical_score: float = 0.0  # of the prompt's words in its caption, in nats; 0 where it holds none of them
+    is_weak: bool = False  # nothing says that it is what the prompt names
     azimuth_offset_deg: float = 0.0
 
 

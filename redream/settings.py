@@ -49,8 +49,11 @@ class MeshLimits:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RetrievalConfig:
     clip_model: str = "ViT-L-14/laion2b_s32b_b82k"  # the CLIP that embeds captions, renders and prompts
-    num_recall: Count = 100  # N', by text
-    num_assets: Count = 3  # N, by image; paper
+    num_recall: Count = 100  # N', by text, and as many by words
+    num_assets: Count = 3  # N at most; paper
+    use: tuple[str, ...] = ()  # ids of the assets to take instead of searching
+    leave_out: tuple[str, ...] = ()  # ids of assets that must not be found
+    take_weak: bool = False  # start from weak matches too; without any match a run goes on as vsd does
     num_index_views: Count = 12  # renders per asset
     views: Literal["mean", "each"] = "mean"  # an asset's score: by the mean of its renders, or by the best of them
     up_axis: Literal["+Y", "+Z"] = "+Y"  # of the user's own meshes, where no table says it; +Z for most STL files
@@ -88,6 +91,8 @@ class OrientationConfig:
     elevation_deg: Elevation = 15.0  # of the ring, degrees
     # difference of cosines below which an asset has no clear front and stays as it is
     min_margin: Annotated[float, Interval(ge=-2, le=2)] = 0.01
+    # Where the files' fronts face, for assets whose table does not say it; "keep" turns none, "" looks for the front.
+    front_axis: Literal["", "+X", "-X", "+Y", "-Y", "+Z", "-Z", "keep"] = ""
 
     def __post_init__(self) -> None:
         require_limits("orientation", self)

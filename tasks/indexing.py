@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from index_build.views import ViewSource
     from redream.clip import Clip
 
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 
 _on_gpu = threading.Lock()  # a Dask worker may have several threads, and one model
 

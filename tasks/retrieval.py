@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from redream.records import Asset, Neighbor, Retrieval, UpAxis
-from redream.settings import DownloadConfig, MeshLimits, RetrievalConfig
+from redream.settings import DownloadConfig, MeshLimits, RetrievalConfig, RunConfig
 from redream.weights import weights_digest
 from tasks.machinery.progress import track
 from tasks.machinery.searching import IndexPlace, search
@@ -25,7 +26,7 @@ from tasks.machinery.store import Output, StageKey, file_digest, stage_key, writ
 from tasks.runs.run import Run
 from tasks.runs.stage import RETRIES, RETRY_DELAYS, Work, is_passing, run_stage
 
-STAGE_VERSION = 4
+STAGE_VERSION = 5
 OWN_LICENSE = "the user's own"
 
 
@@ -39,13 +40,21 @@ OWN_LICENSE = "the user's own"
 def retrieve(
     run: Run, index: IndexPlace, config: RetrievalConfig, download: DownloadConfig, limits: MeshLimits
 ) -> Output:
-    """Find the assets nearest to the run's prompt and keep their meshes; those of Objaverse are downloaded first."""
+    """Find the assets that fit the run's prompt and keep their meshes; those of Objaverse are downloaded first.
+
+    Weak matches are named in the result and left out, unless `retrieval.take_weak` takes them.
+    """
     key = retrieved_key(run.prompt, index, config)
 
     def produce(work: Work) -> dict[str, object]:
-        retrieval = search(index, run.prompt, config)
+        found = search(index, run.prompt, config).neighbors
+        taken = [neighbor for neighbor in found if config.take_weak or not neighbor.is_weak]
+        retrieval = Retrieval(prompt=run.prompt, neighbors=tuple(taken))
         fetch_meshes(retrieval, download, limits)
-        return _save(retrieval, limits, work)
+        return {
+            **_save(retrieval, limits, work),
+            "weak": [asdict(neighbor) for neighbor in found if neighbor not in taken],
+        }
 
     return run_stage(run, key, key.identity["settings"], produce)
 
@@ -58,6 +67,9 @@ def retrieved_key(prompt: str, index: IndexPlace, config: RetrievalConfig) -> St
         "num_recall": config.num_recall,
         "num_assets": config.num_assets,
         "licenses": config.licenses,
+        "use": config.use,
+        "leave_out": config.leave_out,
+        "take_weak": config.take_weak,
     }
     return stage_key("retrieve", STAGE_VERSION, settings, inputs)
 
@@ -110,6 +122,32 @@ def fetch_meshes(retrieval: Retrieval, config: DownloadConfig, limits: MeshLimit
         fetch_mesh(neighbor.asset.mesh_path, partial(load_mesh, limits=limits), config)
 
 
+def remarks(found: Output, prompt: str, config: RunConfig) -> list[str]:
+    """Say what a user should know of what was found: that nothing fits, or that an asset has another color."""
+    from redream.retrieval.nouns import colors_of
+
+    lines = []
+    if not found.result["neighbors"]:
+        weak = found.result.get("weak", [])
+        nearest = f" (the nearest, {_called(weak[0])}, is a weak match; --use takes it)" if weak else ""
+        lines.append(f"no asset of the index fits {prompt!r}{nearest}; going on without assets, as --method vsd does")
+    wanted = colors_of(prompt)
+    for neighbor in found.result["neighbors"]:
+        has = colors_of(neighbor["asset"]["caption"])
+        if wanted and has and not wanted & has:
+            weight = config.distill.delta_weight if config.distill.delta_every else 0.0
+            lines.append(
+                f"{_called(neighbor)} is {' and '.join(sorted(has))}, the prompt says {' and '.join(sorted(wanted))}: "
+                f"the prompt's color wins where distill.delta_weight is small, the asset's near 1; it is {weight:g}"
+            )
+    return lines
+
+
+def _called(neighbor: dict[str, Any]) -> str:
+    asset = neighbor["asset"]
+    return f"{asset['asset_id']}, {asset['caption']!r}"
+
+
 def load_retrieval(output: Output) -> Retrieval:
     """Read what a retrieval stage found; its meshes lie in the output."""
     content = json.loads(output.path("retrieval.json").read_text())
@@ -137,6 +175,7 @@ def _save(retrieval: Retrieval, limits: MeshLimits, work: Work) -> dict[str, obj
         kept.append(replace(neighbor, asset=replace(neighbor.asset, mesh_path=name, border=str(number))))
         work.metrics[f"score_{number}"] = neighbor.score
         work.metrics[f"text_score_{number}"] = neighbor.text_score
+        work.metrics[f"lexical_score_{number}"] = neighbor.lexical_score
     write_json(work.folder / "retrieval.json", replace(retrieval, neighbors=tuple(kept)))
     work.tracker.log_artifacts([work.folder / "retrieval.json"])
     return {"neighbors": [asdict(neighbor) for neighbor in kept]}

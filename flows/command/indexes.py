@@ -24,13 +24,14 @@ from flows.requests.request import (
     checked_runner,
     checked_weights,
     parsed_settings,
+    split_ids,
 )
 from redream.settings import RunConfig
 from tasks.machinery.devices import SMALL_GIB
 
 if TYPE_CHECKING:
     from tasks.machinery.searching import IndexPlace
-from flows.command.options import AsJson, Device, Index, Out, Preset, Prompt, Settings
+from flows.command.options import AsJson, Device, Index, LeaveOut, Out, Preset, Prompt, Settings
 from flows.command.running import print_json, results_only, services, use_device
 
 
@@ -39,17 +40,22 @@ def search(
     preset: Preset = "mini",
     top_k: Annotated[int, typer.Option(min=1, help="How many assets to show.")] = 3,
     license: Annotated[str, typer.Option(metavar="CODES", help="Only these licences, such as cc0,by.")] = "",
+    leave_out: LeaveOut = [],
+    html: Annotated[
+        str, typer.Option(metavar="FILE", help="Write a page with a picture of each.", show_default=False)
+    ] = "",
     settings: Settings = [],
     index: Index = "",
     out: Out = DEFAULT_OUT,
     as_json: AsJson = False,
 ) -> None:
-    """Find the assets nearest to a prompt."""
+    """Find the assets that fit a prompt; weak matches are marked."""
     from redream.retrieval.licenses import parse_licenses
 
     overrides = {
         "retrieval.num_assets": top_k,
         "retrieval.licenses": parse_licenses(license),
+        "retrieval.leave_out": split_ids(leave_out),
         **parsed_settings(settings),
     }
     defaults = checked_config(preset, "redream", {}).retrieval
@@ -58,14 +64,23 @@ def search(
     text = checked_prompt(prompt)
     checked_index_place(index, preset, config)
     checked_weights(config)
-    place = _open_index(index, config, preset, checked_out(out))
+    if html and not Path(html).resolve().parent.is_dir():
+        raise ValueError(f"--html {html}: there is no such folder")
+    place = open_index(index, config, preset, checked_out(out))
     from tasks.machinery.searching import search as search_index
 
-    found = [asdict(neighbor) for neighbor in search_index(place, text, config.retrieval).neighbors]
+    retrieval = search_index(place, text, config.retrieval)
+    if html:
+        from tasks.machinery.contact_sheet import write_sheet
+
+        write_sheet(Path(html), retrieval, config)
+    found = [asdict(neighbor) for neighbor in retrieval.neighbors]
     if as_json:
         print_json({"prompt": text, "index": asdict(place), "neighbors": found})
-    else:
+    elif found:
         print_neighbors(found)
+    else:
+        print(f"nothing in the index shares a word with {text!r}")
 
 
 def build(
@@ -173,7 +188,7 @@ def check(
     console().print(table)
 
 
-def _open_index(index: str, config: RunConfig, preset: str, out: Path) -> IndexPlace:
+def open_index(index: str, config: RunConfig, preset: str, out: Path) -> IndexPlace:
     """Return the index to search; the miniature's own is built where it is missing."""
     prepare_environment(out)
     from tasks.machinery.searching import given_index

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from flows.command.options import AsJson, Device, Index, Out, Preset, Prompt, RunId, Settings
+from flows.command.indexes import open_index
+from flows.command.options import AsJson, Device, Index, LeaveOut, Out, Preset, Prompt, RunId, Settings
 from flows.command.running import print_json, results_only, services, use_device
 from flows.command.tables import (
     console,
@@ -20,10 +22,12 @@ from flows.requests.plan import checked_rerun
 from flows.requests.prompt_files import Defaults, parsed_seeds, read_members
 from flows.requests.request import (
     DEFAULT_OUT,
+    Request,
     checked_config,
     checked_out,
     checked_request,
     parsed_settings,
+    split_ids,
 )
 from redream.settings import MeshLimits
 from tasks.machinery.devices import needed_gib
@@ -38,6 +42,14 @@ def generate(
     asset: Annotated[
         list[str], typer.Option(metavar="FILE", help="Start from your own mesh; may be repeated.", show_default=False)
     ] = [],
+    use: Annotated[
+        list[str], typer.Option(metavar="ID[,ID]", help="Take these assets of the index.", show_default=False)
+    ] = [],
+    leave_out: LeaveOut = [],
+    num_assets: Annotated[
+        int, typer.Option("--assets", min=0, help="Take this many at most.", show_default="the preset's")
+    ] = 0,
+    confirm: Annotated[bool, typer.Option("--confirm", help="Show what was found, and wait for a yes.")] = False,
     settings: Settings = [],
     index: Index = "",
     device: Device = "",
@@ -46,10 +58,21 @@ def generate(
     batch_id: Annotated[str, typer.Option("--batch", hidden=True)] = "",
 ) -> None:
     """Make a 3D object from a prompt."""
-    request = checked_request(prompt, preset, method, seed, out, index, asset, parsed_settings(settings))
+    overrides = {**_choice(use, leave_out, num_assets, preset), **parsed_settings(settings)}
+    request = checked_request(prompt, preset, method, seed, out, index, asset, overrides)
     use_device(device, needed_gib(request.config))
     if asset:
         _check_meshes(request.assets, request.config.mesh)
+    if confirm and (asset or method != "redream"):
+        raise ValueError("--confirm needs --method redream without --asset: it shows what is found in the index")
+    if request.index and request.config.retrieval.use:
+        from tasks.machinery.searching import given_index, require_assets
+
+        require_assets(given_index(request.index), request.config.retrieval.use)
+    if confirm:
+        request = checked_request(
+            prompt, preset, method, seed, out, index, asset, {**overrides, "retrieval.use": _confirmed(request)}
+        )
     with services(request.out):
         from flows.generate import generate as generate_flow
     with results_only():
@@ -147,6 +170,37 @@ def batch(
         print_batch(made)
     if any(outcome["state"] in MISSING for outcome in made["outcomes"]):
         raise typer.Exit(1)
+
+
+def _choice(use: list[str], leave_out: list[str], num_assets: int, preset: str) -> dict[str, Any]:
+    """Return the settings that options of choosing assets stand for."""
+    chosen: dict[str, Any] = {}
+    if use:
+        chosen["retrieval.use"] = split_ids(use)
+    if leave_out:
+        chosen["retrieval.leave_out"] = split_ids(leave_out)
+    if num_assets:
+        chosen["retrieval.num_assets"] = num_assets
+        num_recall = checked_config(preset, "redream", {}).retrieval.num_recall
+        chosen["retrieval.num_recall"] = max(num_recall, num_assets)
+    return chosen
+
+
+def _confirmed(request: Request) -> list[str]:
+    """Show what was found and return its ids once the user says yes."""
+    place = open_index(request.index, request.config, request.preset, request.out)
+    from tasks.machinery.contact_sheet import write_sheet
+    from tasks.machinery.searching import search
+
+    retrieval = search(place, request.prompt, request.config.retrieval)
+    sheet = request.out / "assets.html"
+    write_sheet(sheet, retrieval, request.config)
+    taken = [n.asset.asset_id for n in retrieval.neighbors if request.config.retrieval.take_weak or not n.is_weak]
+    question = f"start from {', '.join(taken)}?" if taken else "nothing fits; go on without assets?"
+    print(f"assets for {request.prompt!r}: {sheet}\n{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise ValueError("nothing was made; choose assets with --use ID,ID or leave some out with --not ID")
+    return taken
 
 
 def _check_meshes(paths: Sequence[str], limits: MeshLimits) -> None:

@@ -26,6 +26,10 @@ Settings = Annotated[
     list[str], typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change a setting.", show_default=False)
 ]
 
+LeaveOut = Annotated[
+    list[str], typer.Option("--not", metavar="ID[,ID]", help="Assets that must not be found.", show_default=False)
+]
+
 Index = Annotated[str, typer.Option(metavar="DIR", help="An index to search.", show_default="the miniature's own")]
 
 Out = Annotated[str, typer.Option(metavar="DIR", help="Where runs, stage outputs and databases go.")]

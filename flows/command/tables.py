@@ -54,12 +54,14 @@ def print_neighbors(neighbors: list[dict[str, Any]]) -> None:
 
 
 def _neighbor_table(neighbors: list[dict[str, Any]]) -> Table:
-    table = Table("score", "text", "asset", "caption", "licence", box=None)
+    table = Table("words", "caption", "renders", "", "asset", "caption", "licence", box=None)
     for neighbor in neighbors:
         asset = neighbor["asset"]
         table.add_row(
-            f"{neighbor['score']:.3f}",
+            f"{neighbor['lexical_score']:.1f}",
             f"{neighbor['text_score']:.3f}",
+            f"{neighbor['score']:.3f}",
+            "[yellow]weak[/]" if neighbor["is_weak"] else "",
             shown(asset["asset_id"][:ID_CHARS]),
             shown(asset["caption"]),
             shown(asset["license"]),

@@ -84,6 +84,12 @@ def checked_request(
         raise ValueError("--asset and --index exclude each other: with an asset of your own nothing is retrieved")
     if len(assets) > MAX_ASSETS:
         raise ValueError(f"{len(assets)} assets are given; at most {MAX_ASSETS} are taken")
+    if assets and (config.retrieval.use or config.retrieval.leave_out):
+        raise ValueError("--asset excludes --use and --not: with an asset of your own nothing is retrieved")
+    if config.retrieval.use and method != "redream":
+        raise ValueError(f"--use needs --method redream; {method} uses no assets")
+    if both := set(config.retrieval.use) & set(config.retrieval.leave_out):
+        raise ValueError(f"--use and --not both name {min(both)}")
     if assets and method != "redream":
         raise ValueError(f"--asset needs --method redream; {method} uses no assets")
     resolved = tuple(str(checked_asset(asset)) for asset in assets)
@@ -159,6 +165,11 @@ def parsed_settings(assignments: Sequence[str]) -> dict[str, Any]:
             )
         settings[name.strip()] = _literal(text.strip())
     return settings
+
+
+def split_ids(texts: Sequence[str]) -> list[str]:
+    """Read ids that are separated by commas, or given by repeating an option; each counts once."""
+    return list(dict.fromkeys(each.strip() for text in texts for each in text.split(",") if each.strip()))
 
 
 def checked_asset(asset: str) -> Path:

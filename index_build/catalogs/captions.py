@@ -2,8 +2,8 @@
 
 Cap3D's files (Luo et al., 2023, arXiv 2306.07279) have no header and two columns, an id and a caption, quoted where it
 holds commas, CRLF. A table has a header with `caption`, with `uid` or `path`, and possibly with `license`, `author`,
-`source` and `up_axis`. Each row of either comes out once or is counted once, and a broken row takes no other with it: a
-quote quote that is never closed costs its own line and not the rest of the file.
+`source`, `up_axis` and `front_axis`. Each row of either comes out once or is counted once, and a broken row takes no
+other with it: a quote that is never closed costs its own line and not the rest of the file.
 
 Spreadsheets write such tables with commas, semicolons or tabs, in UTF-8 or UTF-16, with line ends of any system.
 """
@@ -21,7 +21,7 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
-from redream.records import UpAxis
+from redream.records import FrontAxis, UpAxis
 from redream.text_files import decoded_text, text_encoding
 
 MAX_CAPTION = 1_000  # characters; CLIP reads 77 tokens, longer captions are cut
@@ -39,6 +39,7 @@ EMPTY_ID = "empty id"
 EMPTY_CAPTION = "empty caption"
 REFUSAL = "refusal in place of a caption"
 UNKNOWN_AXIS = "up axis other than +Y and +Z"
+UNKNOWN_FRONT = "front axis that is no axis of the ground, nor keep"
 
 # What pandas and other writers leave of a missing caption.
 _MISSING = {"", "nan", "none", "null", "n/a"}
@@ -62,8 +63,11 @@ _HEADER = {
     "source": "source",
     "url": "source",
     "up_axis": "up_axis",
+    "front_axis": "front_axis",
 }
 _UP_AXES: dict[str, UpAxis | None] = {"": None, "+Y": "+Y", "Y": "+Y", "+Z": "+Z", "Z": "+Z"}
+_FRONT_AXES: dict[str, FrontAxis] = {"": "", "KEEP": "keep", "X": "+X", "Y": "+Y", "Z": "+Z"}
+_FRONT_AXES |= {"+X": "+X", "-X": "-X", "+Y": "+Y", "-Y": "-Y", "+Z": "+Z", "-Z": "-Z"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +81,7 @@ class CaptionRow:
     author: str = ""
     source: str = ""
     up_axis: UpAxis | None = None
+    front_axis: FrontAxis = ""
 
 
 class _Wrong:
@@ -182,6 +187,9 @@ def _checked(cells: list[str], columns: dict[str, int], width: int) -> CaptionRo
     up_axis = fields.get("up_axis", "").upper()
     if up_axis not in _UP_AXES:
         return UNKNOWN_AXIS
+    front_axis = _FRONT_AXES.get(fields.get("front_axis", "").upper())
+    if front_axis is None or front_axis[1:] == (up_axis or "+Y")[-1]:
+        return UNKNOWN_FRONT
     return CaptionRow(
         uid=fields.get("uid", ""),
         caption=caption,
@@ -190,6 +198,7 @@ def _checked(cells: list[str], columns: dict[str, int], width: int) -> CaptionRo
         author=clean_text(fields.get("author", ""), 300),
         source=clean_text(fields.get("source", ""), 500),
         up_axis=_UP_AXES[up_axis],
+        front_axis=front_axis,
     )
 
 

@@ -157,6 +157,7 @@ def _described(root: Path, file: str, row: CaptionRow | None, up_axis: UpAxis) -
         license=row.license or said.get("license", ""),
         author=row.author or said.get("author", ""),
         up_axis=row.up_axis or up_axis,
+        front_axis=row.front_axis,
     )
 
 

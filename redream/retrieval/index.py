@@ -1,32 +1,43 @@
 """Retrieval: the assets of the database that are nearest to a prompt (ReDream, Sec. 5.1).
 
 The query is the CLIP text embedding of the prompt. Text recall finds N' assets by the embeddings of their captions with
-ScaNN (Guo et al., 2020); image rerank orders these by the embeddings of their renders and keeps N. Embeddings are
-L2-normalised, every score is a cosine, higher is nearer. `index_files.py` says what an index is on disk,
-`text_recall.py` how the first step searches.
+ScaNN (Guo et al., 2020), word search N' more by the words of their captions (`lexical_recall.py`, ours). What the
+prompt's words and the renders say of each is added up as evidence, in nats: words by their rarity, cosines by how
+captions and renders of other objects of this index score (`calibration.py`). At most N are kept. An asset is a weak
+match unless its caption is the prompt, or names the same kind of thing, or its renders are convincing.
+
+Embeddings are L2-normalised, every score of them is a cosine, higher is nearer. `index_files.py` says what an index is
+on disk, `text_recall.py` how the first step searches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, SupportsFloat, SupportsInt, runtime_checkable
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from jaxtyping import Bool, Float, Int
 
 from redream.records import Neighbor, Retrieval
+from redream.retrieval.calibration import SAMPLE, Calibration
 from redream.retrieval.index_files import (
-    ASSET_SCHEMA,
     AssetRows,
     IndexManifest,
     IndexMismatch,
     check_files,
+    read_assets,
     read_manifest,
-    read_table,
     read_vectors,
 )
+from redream.retrieval.lexical_recall import LexicalRecall, open_lexical
+from redream.retrieval.nouns import is_named, named_things
 from redream.retrieval.text_recall import allowed_nearest, open_recall
 
 
@@ -51,7 +62,7 @@ class AssetIndex:
     def __init__(self, manifest: IndexManifest, clip: TextEncoder) -> None:
         self.manifest = manifest
         folder = manifest.folder
-        self.assets = AssetRows(read_table(folder / "assets.arrow", ASSET_SCHEMA), manifest.asset_folder)
+        self.assets = AssetRows(read_assets(manifest), manifest.asset_folder)
         rows, dim = manifest.num_assets, manifest.embedding_dim
         if len(self.assets) != rows or clip.embedding_dim != dim:
             raise IndexMismatch(
@@ -64,6 +75,7 @@ class AssetIndex:
         self._clip = clip
         try:
             self._recall, self.backend = open_recall(self.text_vectors, folder / "scann", manifest.recall)
+            self._words: LexicalRecall | None = open_lexical(folder / "lexical", rows) if manifest.has_words else None
         except (ValueError, RuntimeError) as error:  # the latter is ScaNN's
             raise IndexMismatch(f"index {manifest.index_dir} is damaged: {error}; rebuild it") from error
 
@@ -99,20 +111,90 @@ class AssetIndex:
         return cls(manifest if asset_root is None else replace(manifest, asset_root=str(asset_root)), clip)
 
     def search(
-        self, prompt: str, num_recall: int, top_k: int, allows: Callable[[str], bool] | None = None
+        self,
+        prompt: str,
+        num_recall: int,
+        top_k: int,
+        allows: Callable[[str], bool] | None = None,
+        leave_out: Sequence[str] = (),
     ) -> Retrieval:
-        """Find the `top_k` assets nearest to a prompt, or all of a smaller index.
+        """Find the assets that a prompt means, at most `top_k`.
+
+        Weak matches are marked; those that hold no word of the prompt are dropped.
 
         Args:
-            num_recall: N', how many assets text recall passes on to image rerank.
+            num_recall: N', how many assets text recall and word search each pass on.
             allows: says of the text of a licence whether assets under it may be found.
+            leave_out: ids of assets that must not be found.
         """
         if not prompt.strip():
             raise ValueError("the prompt is empty; describe an object in a few words")
         if not 1 <= top_k <= num_recall:
             raise ValueError(f"top_k is {top_k} and num_recall {num_recall}; they must be 1 <= top_k <= num_recall")
         query = self._clip.embed_prompt(prompt)
-        return Retrieval(prompt=prompt, neighbors=self.nearest(query, num_recall, top_k, allows))
+        may_be_found = self._may_be_found(allows, leave_out)
+        rows, _ = self._recall_among(query, num_recall, may_be_found)
+        word_scores = np.zeros(len(rows), np.float32)
+        if self._words is not None:
+            worded, scores = self._words.nearest(prompt, num_recall, may_be_found)
+            rows = np.union1d(rows, worded)
+            word_scores = scores[rows]
+        found = self._by_evidence(prompt, query, rows, word_scores)
+        return Retrieval(prompt=prompt, neighbors=tuple(islice(found, top_k)))
+
+    def chosen(self, prompt: str, asset_ids: Sequence[str]) -> Retrieval:
+        """Return the assets that the user chose, in that order, scored as a search would.
+
+        Raises:
+            ValueError: the index has no such asset.
+        """
+        query, rows = self._clip.embed_prompt(prompt), np.array(self.assets.places(asset_ids), np.int64)
+        word_scores = np.zeros(len(self.assets)) if self._words is None else self._words.scores(prompt)
+        image_scores, text_scores = self.image_scores(query, rows), self._text_scores(query, rows)
+        return Retrieval(
+            prompt=prompt,
+            neighbors=tuple(
+                self._neighbor(row, *scores)
+                for row, *scores in zip(rows, image_scores, text_scores, word_scores[rows], strict=True)
+            ),
+        )
+
+    def _by_evidence(
+        self,
+        prompt: str,
+        query: Float[np.ndarray, " dim"],
+        rows: Int[np.ndarray, " k"],
+        word_scores: Float[np.ndarray, " k"],
+    ) -> Iterator[Neighbor]:
+        """Yield assets by their evidence: exact captions first, weak matches last; what has none is left out."""
+        image_scores, text_scores = self.image_scores(query, rows), self._text_scores(query, rows)
+        self._require_finite(image_scores, text_scores)
+        log_odds = self.calibration.log_odds(query, image_scores, self.image_vectors[rows])
+        captions = self.assets.table["caption"].take(pa.array(rows)).to_pylist()
+        asked, things = _plain(prompt), named_things(prompt)
+        is_exact = np.array([_plain(caption) == asked for caption in captions], bool)
+        is_weak = ~np.array([is_named(things, caption) for caption in captions], bool)
+        is_weak &= ~is_exact & (log_odds < self.calibration.convincing)
+        # Equal evidence, as of assets that share a caption or a mesh, keeps the order of the index on every machine.
+        for i in np.lexsort((rows, -(word_scores + log_odds), is_weak, ~is_exact)):
+            if not is_weak[i] or word_scores[i] > 0:
+                yield self._neighbor(rows[i], image_scores[i], text_scores[i], word_scores[i], is_weak[i])
+
+    def _neighbor(
+        self,
+        row: SupportsInt,
+        score: SupportsFloat,
+        text_score: SupportsFloat,
+        lexical_score: SupportsFloat = 0.0,
+        is_weak: SupportsInt = False,
+    ) -> Neighbor:
+        return Neighbor(
+            asset=self.assets[int(row)],
+            score=float(score),
+            text_score=float(text_score),
+            lexical_score=float(lexical_score),
+            is_weak=bool(is_weak),
+        )
 
     def nearest(
         self,
@@ -121,35 +203,62 @@ class AssetIndex:
         top_k: int,
         allows: Callable[[str], bool] | None = None,
     ) -> tuple[Neighbor, ...]:
-        """Answer a unit vector: text recall, then image rerank."""
+        """Answer a unit vector by embeddings alone: text recall, then image rerank."""
         recalled, text_scores = self.recall(query, num_recall, allows)
         image_scores = self.image_scores(query, recalled)
-        if not np.isfinite(image_scores).all() or not np.isfinite(text_scores).all():
-            raise IndexMismatch(f"index {self.manifest.index_dir} is damaged: a vector is not finite; rebuild it")
-        # Equal scores, as of assets that share a caption or a mesh, keep the order of the index on every machine.
+        self._require_finite(image_scores, text_scores)
         order = np.lexsort((recalled, -image_scores))[:top_k]
-        return tuple(
-            Neighbor(
-                asset=self.assets[int(recalled[i])], score=float(image_scores[i]), text_score=float(text_scores[i])
-            )
-            for i in order
-        )
+        return tuple(self._neighbor(recalled[i], image_scores[i], text_scores[i]) for i in order)
 
     def recall(
         self, query: Float[np.ndarray, " dim"], num: int, allows: Callable[[str], bool] | None = None
     ) -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, " k"]]:
         """Return the rows whose captions are nearest to a unit vector, and their cosines."""
+        return self._recall_among(query, num, self._may_be_found(allows, ()))
+
+    def _recall_among(
+        self, query: Float[np.ndarray, " dim"], num: int, may_be_found: Bool[np.ndarray, " assets"] | None
+    ) -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, " k"]]:
         num = min(num, len(self.assets))
-        if allows is None:
+        if may_be_found is None:
             return self._recall(query, num)
-        return allowed_nearest(self._recall, self.text_vectors, self._licensed(allows), query, num)
+        return allowed_nearest(self._recall, self.text_vectors, may_be_found, query, num)
 
     def image_scores(self, query: Float[np.ndarray, " dim"], rows: Int[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
         """Return the cosines of a unit vector with the renders of some assets: the best one's where all are kept."""
         return (self.image_vectors[rows].astype(np.float32) @ query.astype(np.float32)).max(axis=1, initial=-np.inf)
 
-    def _licensed(self, allows: Callable[[str], bool]) -> Bool[np.ndarray, " assets"]:
-        """Tell which rows have a licence that is allowed; each distinct text is judged once."""
-        texts = self.assets.table["license"].combine_chunks().dictionary_encode()
-        is_allowed = np.array([allows(text) for text in texts.dictionary.to_pylist()], dtype=bool)
-        return is_allowed[texts.indices.to_numpy()]
+    def _text_scores(self, query: Float[np.ndarray, " dim"], rows: Int[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
+        return self.text_vectors[rows].astype(np.float32) @ query.astype(np.float32)
+
+    def _require_finite(self, *scores: Float[np.ndarray, " k"]) -> None:
+        if not all(np.isfinite(each).all() for each in scores):
+            raise IndexMismatch(f"index {self.manifest.index_dir} is damaged: a vector is not finite; rebuild it")
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """What this index's cosines are worth, measured on assets spread evenly over it."""
+        rows = np.unique(np.linspace(0, len(self.assets) - 1, SAMPLE).astype(np.int64))
+        texts = self.assets.table["caption"].take(pa.array(rows)).to_pylist()
+        return Calibration.of(self.text_vectors[rows], self.image_vectors[rows], texts)
+
+    def _may_be_found(
+        self, allows: Callable[[str], bool] | None, leave_out: Sequence[str]
+    ) -> Bool[np.ndarray, " assets"] | None:
+        """Tell which rows may be found; None stands for all. Each distinct licence is judged once."""
+        if allows is None and not leave_out:
+            return None
+        may_be_found = np.ones(len(self.assets), bool)
+        if allows is not None:
+            texts = self.assets.table["license"].combine_chunks().dictionary_encode()
+            is_allowed = np.array([allows(text) for text in texts.dictionary.to_pylist()], dtype=bool)
+            may_be_found &= is_allowed[texts.indices.to_numpy()]
+        if leave_out:
+            named = pc.is_in(self.assets.table["asset_id"], value_set=pa.array(leave_out, pa.string()))
+            may_be_found &= ~named.to_numpy()
+        return may_be_found
+
+
+def _plain(text: str) -> str:
+    """Return a text as it counts for a caption word for word: without case, punctuation and spacing."""
+    return " ".join(re.findall(r"\w+", text.lower()))

@@ -7,6 +7,7 @@
         text.npy             float16 [assets, dim]
         image.npy            float16 [assets, views, dim]; one view is the mean of the renders
         scann/               only above `EXACT_UP_TO` rows: codes and codebook
+        lexical/             the words of the captions (`lexical_recall.py`); an index of format 3 has none
 
 All are memory-mapped. A build writes a new generation beside the old and then replaces the manifest by one rename:
 readers see the old index or the new, and those who have the old one open keep it.
@@ -14,6 +15,7 @@ readers see the old index or the new, and those who have the old one open keep i
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import os
@@ -27,16 +29,19 @@ from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from jaxtyping import Float16
 
 from redream.records import Asset
+from redream.retrieval.lexical_recall import LEXICAL_FILES
 from redream.retrieval.text_recall import EXACT, SCANN_FILES, read_array
 
-FORMAT_VERSION = 3
+FORMAT_VERSION, READABLE = 4, (3, 4)
 MANIFEST = "manifest.json"
 VECTORS = ("text.npy", "image.npy")
 CONTENT = ("assets.arrow", *VECTORS)  # what the content hash covers
-KNOWN_FILES = {*CONTENT, "refused.arrow", *(f"scann/{name}" for name in SCANN_FILES)}
+LEXICAL = frozenset(f"lexical/{name}" for name in LEXICAL_FILES)
+KNOWN_FILES = {*CONTENT, "refused.arrow", *(f"scann/{name}" for name in SCANN_FILES), *LEXICAL}
 _GENERATION = re.compile(r"generation-[0-9a-f]{8}")
 
 # Opening reads all of the small files and of those that C++ parses, but of vectors only a sample: what is wrong in a
@@ -46,6 +51,7 @@ SAMPLE_BLOCKS, SAMPLE_BLOCK_BYTES = 64, 64 * 2**10
 
 ASSET_FIELDS = tuple(f.name for f in fields(Asset) if f.name != "border")  # the root of the index, today's
 ASSET_SCHEMA = pa.schema([(name, pa.string()) for name in (*ASSET_FIELDS, "key")])
+_SCHEMA_3 = pa.schema([field for field in ASSET_SCHEMA if field.name != "front_axis"])  # of an index of format 3
 REFUSED_SCHEMA = pa.schema([(name, pa.string()) for name in ("asset_id", "key", "reason")])
 
 
@@ -93,6 +99,11 @@ class IndexManifest:
         return Path(os.path.abspath(Path(self.index_dir, self.asset_root)))
 
     @property
+    def has_words(self) -> bool:
+        """Whether the words of the captions can be searched."""
+        return not LEXICAL.isdisjoint(self.files)
+
+    @property
     def num_bytes(self) -> int:
         return sum(seal.size for seal in self.files.values())
 
@@ -120,6 +131,17 @@ class AssetRows(Sequence[Asset]):
         mesh_path = os.path.join(self._root, *PurePosixPath(values["mesh_path"]).parts)
         return replace(Asset(**values), mesh_path=mesh_path, border=self._root)
 
+    def places(self, asset_ids: Sequence[str]) -> list[int]:
+        """Return the rows of assets by their ids, or raise `ValueError` with the ids nearest to an unknown one."""
+        column = self.table["asset_id"]
+        places = pc.index_in(pa.array(asset_ids, pa.string()), value_set=column.combine_chunks()).to_pylist()
+        for asset_id, place in zip(asset_ids, places, strict=True):
+            if place is None:
+                close = difflib.get_close_matches(asset_id, column.to_pylist(), n=3, cutoff=0.5)
+                hint = f"did you mean {' or '.join(close)}?" if close else "`redream search` shows their ids"
+                raise ValueError(f"the index has no asset {asset_id!r}; {hint}")
+        return places
+
 
 def read_manifest(index_dir: str | Path) -> IndexManifest:
     """Read an index's manifest, or raise `IndexMismatch`."""
@@ -132,7 +154,7 @@ def read_manifest(index_dir: str | Path) -> IndexManifest:
     except (ValueError, RecursionError) as error:  # neither UTF-8 nor JSON
         raise IndexMismatch(f"index {index_dir} is damaged: its manifest is not JSON ({error}); rebuild it") from error
     version = content.pop("format_version", None) if isinstance(content, dict) else None
-    if version != FORMAT_VERSION:
+    if version not in READABLE:
         raise IndexMismatch(f"index {index_dir} has format {version!r}, not {FORMAT_VERSION}; rebuild it")
     if wrong := _wrong_field(content):
         raise IndexMismatch(f"index {index_dir} is damaged: its manifest {wrong}; rebuild it")
@@ -193,6 +215,8 @@ def check_files(manifest: IndexManifest, fully: bool = False) -> None:
     needed = {*CONTENT, "refused.arrow"}
     if manifest.recall != EXACT:
         needed |= {f"scann/{name}" for name in SCANN_FILES}
+    if manifest.has_words:
+        needed |= LEXICAL
     if lacking := sorted(needed - set(manifest.files)):
         raise IndexMismatch(f"{where} its manifest lists no {lacking[0]}; rebuild it")
     if content_hash(manifest.files) != manifest.content_hash:
@@ -225,6 +249,16 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     if not table.schema.equals(schema) or any(column.null_count for column in table.columns):
         raise IndexMismatch(f"index {path.parent.parent} is damaged: {path.name} has other columns; rebuild it")
     return table
+
+
+def read_assets(manifest: IndexManifest) -> pa.Table:
+    """Map the assets of an index; those of format 3 name no front."""
+    path = manifest.folder / "assets.arrow"
+    if manifest.has_words:
+        return read_table(path, ASSET_SCHEMA)
+    table = read_table(path, _SCHEMA_3)
+    no_front = pa.array([""] * table.num_rows, pa.string())
+    return table.add_column(ASSET_SCHEMA.get_field_index("front_axis"), "front_axis", no_front)
 
 
 def write_table(path: Path, table: pa.Table) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from redream.settings import RetrievalConfig
-from tasks.machinery.progress import waiting
+from tasks.machinery.progress import say, waiting
 
 if TYPE_CHECKING:
     from redream.retrieval.index import Retrieval, TextEncoder
@@ -37,6 +38,13 @@ def given_index(index_dir: str) -> IndexPlace:
     )
 
 
+def require_assets(index: IndexPlace, asset_ids: Sequence[str]) -> None:
+    """Raise `ValueError` if an index lacks one of some assets."""
+    from redream.retrieval.index_files import AssetRows, read_assets, read_manifest
+
+    AssetRows(read_assets(read_manifest(index.index_dir)), index.asset_root).places(asset_ids)
+
+
 def search(index: IndexPlace, prompt: str, config: RetrievalConfig) -> Retrieval:
     """Open an index and ask it."""
     from redream.retrieval.index import AssetIndex
@@ -46,10 +54,11 @@ def search(index: IndexPlace, prompt: str, config: RetrievalConfig) -> Retrieval
     with waiting("opening the index"):
         opened = AssetIndex.open(index.index_dir, _text_encoder(config.clip_model), index.asset_root)
     allows = partial(is_allowed, codes=config.licenses) if config.licenses else None
-    retrieval = opened.search(prompt, config.num_recall, config.num_assets, allows)
-    if not retrieval.neighbors:
-        raise ValueError(f"no asset of index {index.index_dir} is licensed under {', '.join(config.licenses)} alone")
-    return retrieval
+    if not opened.manifest.has_words:
+        say(f"index {index.index_dir} was built without word search; build it again to search by words too")
+    if config.use:
+        return opened.chosen(prompt, config.use)
+    return opened.search(prompt, config.num_recall, config.num_assets, allows, config.leave_out)
 
 
 def _text_encoder(clip_model: str) -> TextEncoder:

@@ -47,6 +47,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         "prior.model": str(folder / "prior"),
         "evaluation.clip_models": [str(folder / "clip-a"), str(folder / "clip-b")],
         "evaluation.lpips_backbones": [str(folder / "perceptual-a"), str(folder / "perceptual-b")],
+        "retrieval.take_weak": True,
         "render.image_size": 16,
         "export.density_threshold": 1.0,  # a few steps make no dense object
     }

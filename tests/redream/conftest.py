@@ -30,6 +30,7 @@ from redream.retrieval.index_files import (
     write_manifest,
     write_table,
 )
+from redream.retrieval.lexical_recall import write_lexical
 from redream.retrieval.text_recall import train_recall
 
 CONTEXT_LENGTH = 16
@@ -203,15 +204,24 @@ def some_assets(num: int = NUM_ASSETS, root: str = "/meshes") -> list[Asset]:
 
 
 def write_index(
-    index_dir: Path, text: np.ndarray, image: np.ndarray, clip: Clip, assets: list[Asset], root: Path = Path("/meshes")
+    index_dir: Path,
+    text: np.ndarray,
+    image: np.ndarray,
+    clip: Clip,
+    assets: list[Asset],
+    root: Path = Path("/meshes"),
+    has_words: bool = True,
 ) -> Path:
     """Write an index by hand, or a newer generation of one; `image` is [assets, dim] or [assets, views, dim]."""
     image = image if image.ndim == 3 else image[:, None]
     generation = new_generation(index_dir)
-    write_table(generation / "assets.arrow", asset_table(assets, [asset.asset_id for asset in assets], root))
+    table = asset_table(assets, [asset.asset_id for asset in assets], root)
+    write_table(generation / "assets.arrow", table if has_words else table.drop_columns(["front_axis"]))
     write_table(generation / "refused.arrow", refused_table([]))
     np.save(generation / "text.npy", text.astype(np.float16))
     np.save(generation / "image.npy", image.astype(np.float16))
+    if has_words:
+        write_lexical([asset.caption for asset in assets], generation / "lexical")
     recall = train_recall(text, generation / "scann")
     files = seal_files(generation)
     manifest = IndexManifest(
@@ -231,6 +241,9 @@ def write_index(
         files=files,
     )
     write_manifest(manifest)
+    if not has_words:  # as indexes of format 3 are
+        path = index_dir / "manifest.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 3}))
     drop_other_generations(manifest)
     return index_dir
 

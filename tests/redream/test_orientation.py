@@ -14,7 +14,10 @@ from torch import Tensor
 
 from redream.cameras import camera_angles
 from redream.clip import Clip
-from redream.orientation import choose_front, find_front, front_evidence, ring_cameras
+from redream.meshes.assets import load_mesh, turn_mesh
+from redream.meshes.scenes import scene_vertices
+from redream.orientation import choose_front, find_front, front_evidence, ring_cameras, stated_front
+from redream.records import FrontAxis, UpAxis
 from redream.settings import OrientationConfig
 
 NUM_POSES = 24
@@ -50,6 +53,27 @@ def test_turning_the_ring_turns_the_front_with_it(steps: int, seed: int):
     assert off_by(after.azimuth_deg, before.azimuth_deg + steps * 360 / NUM_POSES) < 1e-6
     assert after.margin == pytest.approx(before.margin, abs=1e-12)
     np.testing.assert_allclose(np.roll(before.scores, steps), after.scores, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("up_axis", "front_axis"),
+    [*(("+Y", front) for front in ("+X", "-X", "+Z", "-Z")), *(("+Z", front) for front in ("+X", "-X", "+Y", "-Y"))],
+)
+def test_a_front_that_is_stated_faces_the_front(up_axis: UpAxis, front_axis: FrontAxis, tmp_path: Path):
+    place = np.eye(3)["XYZ".index(front_axis[1])] * (1 if front_axis[0] == "+" else -1)
+    mesh = trimesh.creation.box((0.1, 0.1, 0.1))
+    mesh.apply_translation(place)
+    mesh.export(tmp_path / "mesh.ply")
+    found = load_mesh(tmp_path / "mesh.ply", up_axis=up_axis)
+    scene = turn_mesh(found, -stated_front(front_axis, up_axis).azimuth_deg)
+    np.testing.assert_allclose(scene_vertices(scene).mean(axis=0), [1, 0, 0], atol=1e-6)
+
+
+def test_a_mesh_that_is_kept_is_not_turned_and_an_axis_that_points_up_is_refused():
+    kept = stated_front("keep", "+Y")
+    assert kept.azimuth_deg == 0 and not kept.has_clear_front
+    with pytest.raises(ValueError, match="stands on"):
+        stated_front("+Y", "+Y")
 
 
 def test_a_prompt_or_a_pose_that_always_scores_higher_changes_nothing(generator: torch.Generator):

@@ -19,6 +19,7 @@ from index_build.catalogs.captions import (
     NOT_UTF8,
     REFUSAL,
     TOO_LONG,
+    UNKNOWN_FRONT,
     CaptionRow,
     clean_text,
     read_captions,
@@ -70,6 +71,14 @@ def test_a_header_names_the_columns():
     fox = next(row for row in rows if row.uid == "fox")
     assert len(rows) == 38 and not dropped
     assert (fox.path, fox.license[:7]) == ("assets/fox.glb", "CC0-1.0") and fox.author.startswith("PixelMannen")
+
+
+def test_a_front_axis_is_one_of_the_ground_or_keep_and_another_costs_its_row(tmp_path: Path):
+    table = "a,x,+Y,+X\nb,x,+Y,-z\nc,x,,Keep\nd,x,Z,-y\ne,x,,\nf,x,+Y,+Y\ng,x,Z,Z\nh,x,,front\n"
+    (tmp_path / "t.csv").write_text("uid,caption,up_axis,front_axis\n" + table)
+    rows, dropped = read(tmp_path / "t.csv")
+    assert {row.uid: row.front_axis for row in rows} == {"a": "+X", "b": "-Z", "c": "keep", "d": "-Y", "e": ""}
+    assert dropped == {UNKNOWN_FRONT: 3}
 
 
 def test_an_up_axis_is_read_in_any_case_and_an_unknown_one_costs_its_row(tmp_path: Path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from redream.clip import Clip
+from redream.records import Retrieval
 from redream.retrieval.index import AssetIndex
 from redream.retrieval.index_files import IndexMismatch, read_manifest
 from tests.redream.conftest import NUM_ASSETS, some_assets, unit_rows, write_index, write_tiny_index
@@ -34,6 +36,25 @@ def index_of(tmp_path: Path, clip: Clip) -> Make:
         return AssetIndex.open(write_index(tmp_path / str(next(numbers)), text, image, clip, assets), clip)
 
     return make
+
+
+CAPTIONS = ["a white fridge", "a yellow taxi", "a red truck", "a red chair", "a red box", "a fish"]
+CAPTIONS += ["a red truck with black wheels"]
+
+
+@pytest.fixture
+def worded(clip: Clip, tmp_path: Path) -> AssetIndex:
+    """An index of these captions whose vectors say nothing."""
+    assets = [replace(asset, caption=text) for asset, text in zip(some_assets(len(CAPTIONS)), CAPTIONS, strict=True)]
+    rows = unit_rows(1, num=len(CAPTIONS)), unit_rows(2, num=len(CAPTIONS))
+    index = AssetIndex.open(write_index(tmp_path / "worded", *rows, clip, assets), clip)
+    index.calibration = replace(index.calibration, separation=0.0)
+    return index
+
+
+def named(retrieval: Retrieval) -> dict[str, bool]:
+    """Return which assets were found and whether they are weak."""
+    return {n.asset.asset_id: n.is_weak for n in retrieval.neighbors}
 
 
 def test_an_indexed_vector_is_its_own_nearest_neighbor(index_of: Make):
@@ -78,14 +99,41 @@ def test_equal_scores_keep_the_order_of_the_index(index_of: Make):
     assert found == [f"id{i}" for i in range(6)]
 
 
-def test_an_opened_index_answers_a_prompt_by_its_text_embedding(clip: Clip, tmp_path: Path):
-    index = AssetIndex.open(write_tiny_index(tmp_path, clip), clip)
-    query = clip.embed_text(["a red car"])[0].numpy()
-    retrieval = index.search("a red car", 10, 3)
-    assert retrieval.prompt == "a red car"
-    assert retrieval.neighbors == index.nearest(query, 10, 3)
-    best = max(range(NUM_ASSETS), key=lambda i: float(unit_rows(2)[i] @ query))
-    assert index.search("a red car", NUM_ASSETS, 1).neighbors[0].asset.asset_id == f"id{best}"
+def test_an_asset_that_the_prompt_names_is_found_first_and_strangers_are_weak_or_left_out(worded: AssetIndex):
+    assert named(worded.search("a New York cab", 3, 3)) == {"id1": False}  # a synonym, and no word in common elsewhere
+    assert named(worded.search("a pickup", 3, 3)) == {"id2": False, "id6": False}  # a kind of truck
+    found = named(worded.search("a red umbrella", 3, 3))
+    assert found and all(found.values())
+    assert named(worded.search("a grand piano", 3, 3)) == {}
+
+
+@pytest.mark.parametrize("prompt", ["a red truck", "A RED  truck.", "a red truck with black wheels"])
+def test_a_caption_word_for_word_comes_first_and_is_not_weak(worded: AssetIndex, prompt: str):
+    first = worded.search(prompt, 8, 1).neighbors[0]
+    assert first.asset.asset_id == ("id6" if "wheels" in prompt else "id2") and not first.is_weak
+
+
+def test_chosen_assets_are_returned_in_their_order_and_an_unknown_one_is_named_with_its_nearest(worded: AssetIndex):
+    chosen = worded.chosen("a red truck", ["id4", "id2"])
+    assert [n.asset.asset_id for n in chosen.neighbors] == ["id4", "id2"]
+    assert not any(n.is_weak for n in chosen.neighbors)
+    with pytest.raises(ValueError, match="has no asset 'id4x'; did you mean id4"):
+        worded.chosen("a red truck", ["id2", "id4x"])
+
+
+def test_assets_that_are_left_out_are_not_found(worded: AssetIndex):
+    assert list(named(worded.search("a red truck", 8, 3, leave_out=("id2", "unknown"))))[0] == "id6"
+    everything = [f"id{number}" for number in range(len(CAPTIONS))]
+    assert worded.search("a red truck", 8, 3, leave_out=everything).neighbors == ()
+
+
+def test_an_index_of_format_3_opens_and_answers_by_embeddings_and_names(clip: Clip, tmp_path: Path):
+    assets = [replace(asset, caption=text) for asset, text in zip(some_assets(len(CAPTIONS)), CAPTIONS, strict=True)]
+    rows = unit_rows(1, num=len(CAPTIONS)), unit_rows(2, num=len(CAPTIONS))
+    index = AssetIndex.open(write_index(tmp_path / "index", *rows, clip, assets, has_words=False), clip)
+    assert not index.manifest.has_words and index.assets[0].front_axis == ""
+    found = index.search("a cab", len(CAPTIONS), 3).neighbors
+    assert [(n.asset.asset_id, n.lexical_score, n.is_weak) for n in found] == [("id1", 0.0, False)]
 
 
 def test_mesh_paths_start_from_the_catalog_or_from_where_it_lies_now(clip: Clip, tmp_path: Path):

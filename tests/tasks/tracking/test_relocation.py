@@ -1,4 +1,4 @@
-"""What a folder's runs log is in that folder wherever it is today; a deleted experiment comes back and delays nobody."""
+"""What runs log under a folder stays in it wherever it is today; a deleted experiment comes back and delays nobody."""
 
 from __future__ import annotations
 
