@@ -20,13 +20,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from redream.cameras import Camera, sample_cameras
-from redream.config import CameraConfig, DistillConfig, FieldConfig
 from redream.distill.loop import DistillState, DistillStep, create_state, distill
 from redream.distill.particle import Particle
 from redream.images import Rendering
 from redream.prior.prompts import VIEW_NAMES, PromptEmbeds
 from redream.prior.stable_diffusion import StableDiffusionPrior
 from redream.render.mesh import AssetViews
+from redream.settings import CameraConfig, DistillConfig, FieldConfig
 
 MEAN, STD = (0.5, -0.3, 0.1), 0.3
 PLAIN, UNCOND = 10.0, -1.0  # embeddings; those of the views are their numbers

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from redream.cameras import camera_angles, camera_rays
-from redream.config import Linear, Method
 from redream.images import composite, to_images
 from redream.prior.prompts import VIEW_NAMES, camera_views
+from redream.settings import Linear, Method
 from tests.redream.distill.closed_forms import CAMERAS, CONFIG, FIELD, UNCOND, Trained, latents, train
 
 METHODS = typing.get_args(Method)

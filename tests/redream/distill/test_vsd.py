@@ -21,10 +21,10 @@ def trained() -> Trained:
 def test_vsd_ends_with_the_mean_and_the_spread_of_the_prior() -> None:
     # SDS would end with a spread of some .05: all particles at the mean.
     config = replace(VSD, num_particles=4, views_per_step=1, lr_encoding=0.03, lr_mlp=0.03, lr_variational=0.1)
-    run = train(config, 200)
+    run = train(config, 200, seed=7)
     found = torch.cat([latents(images) for images in run.prior.images[-70:]]).flatten(1)
-    assert found.mean(dim=0).tolist() == pytest.approx(MEAN, abs=0.2)
-    assert found.var(dim=0).mean().sqrt().item() == pytest.approx(STD, abs=0.1)
+    assert found.mean(dim=0).tolist() == pytest.approx(MEAN, abs=0.12)
+    assert found.var(dim=0).mean().sqrt().item() == pytest.approx(STD, abs=0.08)
 
 
 def test_the_variational_network_learns_the_distribution_of_the_renders() -> None:
