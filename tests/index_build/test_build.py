@@ -13,6 +13,7 @@ import trimesh
 
 from index_build import build as build_module
 from index_build.build import IndexStep, assemble, build_index, embed_shard, plan_build
+from index_build.download import DownloadError
 from index_build.views import RenderedViews
 from redream.clip import Clip
 from redream.records import Asset
@@ -212,3 +213,45 @@ def test_an_index_and_its_folder_may_be_removed_together(assets: list[Asset], cl
     build(assets, clip, tmp_path / "index")
     shutil.rmtree(tmp_path / "index")
     assert build(assets, clip, tmp_path / "index")[1] == ["box", "ball", "pipe"]
+
+
+class UnsteadyViews(CountedViews):
+    """Own renders behind a network that fails for one object, as long as it is down."""
+
+    is_down = True
+
+    def count(self, mesh_path: str) -> Path:
+        if self.is_down and mesh_path.endswith("ball.glb"):
+            raise DownloadError("ball.glb: no answer")
+        return super().count(mesh_path)
+
+
+def test_an_object_that_could_not_be_downloaded_is_tried_again(assets: list[Asset], clip: Clip, tmp_path: Path):
+    views = UnsteadyViews()
+    steps = list(build_index(catalog_of(assets), clip, CONFIG, views, tmp_path / "index"))
+    assert (manifest_of(steps).num_assets, manifest_of(steps).num_refused) == (2, 1)
+    views.is_down = False
+    views.rendered.clear()
+    steps = list(build_index(catalog_of(assets), clip, CONFIG, views, tmp_path / "index"))
+    assert (manifest_of(steps).num_assets, manifest_of(steps).num_refused) == (3, 0)
+    assert views.rendered == ["ball"]  # and nothing else is made again
+
+
+def test_an_object_that_was_refused_for_what_it_is_stays_refused(assets: list[Asset], clip: Clip, tmp_path: Path):
+    Path(assets[1].mesh_path).write_bytes(b"no mesh")
+    steps, _ = build(assets, clip, tmp_path / "index")
+    assert manifest_of(steps).num_refused == 1
+    assert build(assets, clip, tmp_path / "index")[1] == []
+
+
+def test_what_an_embedding_depends_on_is_in_its_key(assets: list[Asset], clip: Clip, tmp_path: Path):
+    def keys(name: str, config: RetrievalConfig = CONFIG, num_views: int = 2, size: int = 16) -> list[str]:
+        plan = plan_build(catalog_of(assets), clip, config, RenderedViews(num_views, size), tmp_path / name)
+        return [key for number in range(plan.num_shards) for key in plan.shard(number)[1]]
+
+    first = keys("one")
+    assert keys("again") == first and len(set(first)) == 3
+    others = [keys("each", replace(CONFIG, views="each")), keys("views", num_views=3), keys("size", size=24)]
+    for other in others:
+        assert not set(other) & set(first)
+    assert keys("shards", replace(CONFIG, assets_per_shard=3)) == first

@@ -92,3 +92,19 @@ def test_a_shard_of_which_nothing_can_be_downloaded_is_made_again(clip: Clip, as
 def test_captions_are_embedded_in_the_order_of_the_assets(clip: Clip, assets: list[Asset]):
     embeddings = embed_captions(assets, clip)
     torch.testing.assert_close(embeddings[1], clip.embed_text([assets[1].caption])[0])
+
+
+def test_behind_a_refused_asset_every_embedding_is_its_own(clip: Clip, assets: list[Asset], tmp_path: Path):
+    def own_views(asset: Asset) -> torch.Tensor:
+        if asset.asset_id == "box":
+            raise AssetError("box.glb: no mesh.")
+        seed = len(asset.caption) + (asset.asset_id == "pipe")
+        return torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+    list(embed_assets(assets, ["1", "2", "3"], own_views, clip, 2, tmp_path / "one"))
+    shard = read_shard(tmp_path / "one")
+    assert shard is not None and shard.keys == ["2", "3"] and list(shard.refused) == ["1"]
+    for row, asset in enumerate(assets[1:]):
+        np.testing.assert_allclose(shard.text[row], embed_captions([asset], clip)[0], atol=1e-3)
+        np.testing.assert_allclose(shard.image[row], embed_views(own_views(asset), clip, 2), atol=1e-3)
+    assert np.abs(shard.text[0] - shard.text[1]).max() > 0.01 < np.abs(shard.image[0] - shard.image[1]).max()

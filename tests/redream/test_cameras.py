@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from redream.cameras import camera_angles, camera_rays, cameras_at, look_at, orbit, sample_cameras, view_name
+from redream.cameras import Camera, camera_angles, camera_rays, cameras_at, look_at, orbit, sample_cameras, view_name
 from redream.settings import CameraConfig
 
 
@@ -69,12 +69,35 @@ def test_image_x_grows_to_the_viewers_right() -> None:
     assert rays.directions[0, 4, 7, 1] > 0 > rays.directions[0, 4, 0, 1]
 
 
-def test_intrinsics_project_a_ray_back_to_its_pixel_centre() -> None:
-    camera = one_camera(20, 10, size=9)
+def test_intrinsics_project_every_ray_back_to_its_pixel_centre() -> None:
+    height, width = 5, 9
+    eye = torch.tensor([[1.5, 0.6, 0.4], [-0.3, -2.0, 1.0]])
+    camera = Camera(look_at(eye), torch.tensor([40.0, 70.0]), height, width)
     rays = camera_rays(camera)
-    local = camera.c2w[0, :3, :3].T @ rays.directions[0, 2, 6]
-    pixel = camera.intrinsics[0] @ torch.stack([local[0], -local[1], -local[2]])
-    assert torch.allclose(pixel[:2] / pixel[2], torch.tensor([6.5, 2.5]), atol=1e-4)
+    assert rays.directions.shape == (2, height, width, 3)
+    local = torch.einsum("bji,bhwj->bhwi", camera.c2w[:, :3, :3], rays.directions) * torch.tensor([1.0, -1.0, -1.0])
+    pixels = torch.einsum("bij,bhwj->bhwi", camera.intrinsics, local)
+    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    expected = torch.stack([x, y], dim=-1).expand(2, -1, -1, -1)
+    torch.testing.assert_close(pixels[..., :2] / pixels[..., 2:], expected, atol=1e-4, rtol=0)
+
+
+def test_the_field_of_view_is_that_of_the_height_in_images_of_any_shape() -> None:
+    camera = Camera(look_at(torch.tensor([[2.0, 0.0, 0.0]])), torch.tensor([60.0]), 4, 12)
+    focal = camera.intrinsics[0, 1, 1]
+    assert float(focal) == pytest.approx(2.0 / math.tan(math.radians(30.0)), rel=1e-5)
+    assert camera.intrinsics[0, :2, 2].tolist() == [6.0, 2.0]
+
+
+def test_elevations_are_half_uniform_in_angle_and_half_uniform_on_the_sphere(generator) -> None:
+    low, high = -10.0, 80.0
+    config = CameraConfig(elevation_deg=(low, high))
+    _, elevation, _ = camera_angles(sample_cameras(config, 20_000, 4, generator))
+    a, b = math.radians(low), math.radians(high)
+    on_sphere = (b * math.sin(b) + math.cos(b) - a * math.sin(a) - math.cos(a)) / (math.sin(b) - math.sin(a))
+    expected = 0.5 * (0.5 * (low + high) + math.degrees(on_sphere))
+    assert float(elevation.mean()) == pytest.approx(expected, abs=0.7)  # 29.5; 35 in angle alone, 24 on the sphere
+    assert abs(0.5 * (low + high) - expected) > 3
 
 
 def test_sampled_cameras_keep_their_ranges_and_cover_all_azimuths(generator) -> None:
@@ -106,6 +129,9 @@ def test_sampling_is_reproducible_from_its_generator() -> None:
         (360, 0, "front"),
         (0, 61, "overhead"),
         (180, 80, "overhead"),
+        (0, -70, "front"),
+        (90, -70, "side"),
+        (180, -90, "back"),
     ],
 )
 def test_views_are_named_by_their_angles(azimuth, elevation, name) -> None:

@@ -86,6 +86,21 @@ def test_colours_survive_the_file_by_octant(tmp_path: Path):
     np.testing.assert_allclose(colors[clear], np.where(positions[clear] > 0, 0.8, 0.2), atol=2 / 255)
 
 
+def test_colours_are_those_inside_the_surface(tmp_path: Path):
+    """Outside it the density is nothing, and the colour whatever the network says there."""
+    red, blue = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 0.0, 1.0])
+
+    def red_within_blue(positions: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+        sigmas, _ = BALL(positions, directions)
+        return sigmas, torch.where((positions.norm(dim=-1) < 0.4)[:, None], red, blue)
+
+    export_mesh(red_within_blue, CONFIG, RADIUS, tmp_path / "ball.glb")
+    ((mesh, _),) = scene_parts(load_mesh(tmp_path / "ball.glb"))
+    assert isinstance(mesh.visual, TextureVisuals)
+    colors = mesh.visual.vertex_attributes["color"][:, :3]
+    assert (colors == [255, 0, 0]).all(axis=1).mean() > 0.99
+
+
 def test_the_front_of_the_world_is_plus_z_in_gltf_and_up_is_y(tmp_path: Path):
     field = solid(union(ball((0.0, 0.0, 0.0), 0.2), ball((0.3, 0.0, 0.0), 0.1), ball((0.0, 0.0, 0.3), 0.15)))
     export_mesh(field, CONFIG, RADIUS, tmp_path / "nosed.glb")

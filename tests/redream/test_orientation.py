@@ -136,3 +136,29 @@ def test_find_front_scores_the_renders_in_the_order_of_the_ring(tiny_clip_folder
 def test_renders_of_another_ring_are_refused(tiny_clip_folder: Path):
     with pytest.raises(ValueError, match="24"):
         find_front(torch.zeros(7, 3, 16, 16), "an owl", Clip(str(tiny_clip_folder)), OrientationConfig(num_poses=24))
+
+
+class ViewWords(Clip):
+    """A CLIP that knows the words front, side and back, and nothing else of a prompt."""
+
+    def __init__(self, front_deg: float, num_poses: int) -> None:
+        self.front_deg, self.num_poses, self.prompts = front_deg, num_poses, []
+
+    def embed_text(self, texts: list[str]) -> Float[Tensor, "texts dim"]:
+        self.prompts += texts
+        return torch.tensor([[float(word in text) for word in ("front", "side", "back")] for text in texts])
+
+    def embed_images(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
+        pose_deg = torch.round(images[:, 0, 0, 0] * self.num_poses) * 360 / self.num_poses
+        off = (pose_deg - self.front_deg + 180) % 360 - 180
+        return torch.stack([off.abs() <= 45, (off.abs() > 45) & (off.abs() < 135), off.abs() >= 135], dim=-1).float()
+
+
+@pytest.mark.parametrize("front_deg", [0.0, 75.0, -120.0])
+def test_a_model_that_knows_only_the_view_words_finds_the_planted_front(front_deg: float):
+    images = (torch.arange(NUM_POSES) / NUM_POSES)[:, None, None, None].expand(-1, 3, 4, 4)
+    clip = ViewWords(front_deg, NUM_POSES)
+    found = find_front(images, "an owl.", clip, OrientationConfig(num_poses=NUM_POSES))
+    assert found.has_clear_front and off_by(found.azimuth_deg, front_deg) < 1e-3
+    assert found.margin > 0.3
+    assert all("an owl" in prompt and "owl." not in prompt for prompt in clip.prompts) and len(set(clip.prompts)) == 9

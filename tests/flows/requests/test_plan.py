@@ -40,6 +40,18 @@ def test_stage_is_made_anew_with_what_depends_on_it(tmp_path: Path) -> None:
     assert checked_rerun("a-run", "adapt", {"distill.num_steps": 9}, tmp_path).request.config.distill.num_steps == 9
 
 
+def test_rerun_keeps_the_settings_of_its_run_and_new_values_win(tmp_path: Path) -> None:
+    settings = {"distill.num_steps": 7, "distill.warm_up_steps": 3}
+    asked = checked_request("a red cube", "smoke", "redream", 5, tmp_path, settings=settings).parameters()
+    save_run(tmp_path, request=asked)
+    again = checked_rerun("a-run", "", {"distill.num_steps": 9, "render.num_views": 11}, tmp_path).request
+    expected = {"distill.num_steps": 9, "distill.warm_up_steps": 3, "render.num_views": 11}
+    assert dict(again.settings) == expected
+    config = again.config
+    assert (config.distill.num_steps, config.distill.warm_up_steps, config.render.num_views) == (9, 3, 11)
+    assert (again.prompt, again.preset, again.method, again.seed) == ("a red cube", "smoke", "redream", 5)
+
+
 @pytest.mark.parametrize(
     ("record", "from_stage", "settings", "words"),
     [

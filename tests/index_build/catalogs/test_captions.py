@@ -65,6 +65,42 @@ def test_hostile_rows_are_kept_whole_or_counted_by_reason():
     assert "00000000000000000000000000000009" in uids
 
 
+def test_five_hostile_rows_are_kept_whole_or_counted(tmp_path: Path):
+    """The quirks of Cap3D's file that have bitten, as they stand there."""
+    content = (
+        'a1,"first line\nsecond line of the ""same"" caption"\n'
+        'a2,"opened and never closed\n'
+        "a3,swallowed by the open quote\n"
+        "A3,caf\u00e9 \u202e\u6905\u5b50\tin tabs  \n"
+        "a5,nan\n"
+        "a6,too,many,columns\n"
+        "0012,  =1+1\n"
+    )
+    rows, dropped = read_bytes(tmp_path, content.encode())
+    assert [(row.uid, row.caption) for row in rows] == [
+        ("a1", 'first line second line of the "same" caption'),
+        ("a3", "swallowed by the open quote"),
+        ("A3", "caf\u00e9 \u6905\u5b50 in tabs"),
+        ("0012", "=1+1"),
+    ]
+    assert dropped == {MALFORMED: 2, EMPTY_CAPTION: 1}
+
+
+@pytest.mark.parametrize("caption", ["I'm sorry, I cannot describe it.", "As an AI language model, I see a box"])
+def test_what_a_captioner_said_in_place_of_a_caption_is_counted(caption: str, tmp_path: Path):
+    rows, dropped = read_bytes(tmp_path, f'a,"{caption}"\nb,a sorry box\n'.encode())
+    assert [row.uid for row in rows] == ["b"] and dropped == {REFUSAL: 1}
+
+
+def test_columns_are_named_by_a_header_in_any_order_and_one_without_an_id_is_refused(tmp_path: Path):
+    content = b"License,caption,uid,author,path\nCC0-1.0,a fox,fox,Pixel,assets/fox.glb\n"
+    rows, dropped = read_bytes(tmp_path, content)
+    assert not dropped
+    assert rows == [CaptionRow(uid="fox", caption="a fox", path="assets/fox.glb", license="CC0-1.0", author="Pixel")]
+    with pytest.raises(ValueError, match="has a header without an id"):
+        read_bytes(tmp_path, b"row,caption\n0,a fox\n")
+
+
 @needs_data
 def test_a_header_names_the_columns():
     rows, dropped = read(DATA.parent / "assets.csv")

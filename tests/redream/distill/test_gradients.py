@@ -103,6 +103,18 @@ def test_timesteps_keep_their_range_before_and_after_annealing(generator) -> Non
     assert float(early.float().mean()) == pytest.approx(500, abs=8)
 
 
+def test_an_annealed_limit_above_the_plain_one_opens_nothing(generator) -> None:
+    config = DistillConfig(min_t=0.02, max_t=0.4, annealed_max_t=0.8, anneal_from_step=100)
+    for step in (99, 100):
+        assert int(sample_timesteps(config, step, 1000, 20_000, generator).max()) == 400
+
+
+def test_the_highest_timestep_is_the_last_one(generator) -> None:
+    config = DistillConfig(min_t=0.0, max_t=1.0)
+    t = sample_timesteps(config, 0, 10, 2_000, generator)
+    assert (int(t.min()), int(t.max())) == (0, 9)
+
+
 def test_weight_is_one_minus_alphas_cumprod() -> None:
     t = torch.tensor([0, 99])
     assert torch.equal(weight(t, ALPHAS_CUMPROD).flatten(), 1 - ALPHAS_CUMPROD[t])

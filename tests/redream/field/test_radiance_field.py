@@ -108,3 +108,15 @@ def test_spherical_harmonics_are_orthonormal(generator):
     harmonics = spherical_harmonics(directions(200_000, generator))
     gram = 4 * torch.pi * harmonics.T @ harmonics / len(harmonics)
     torch.testing.assert_close(gram, torch.eye(9), atol=0.03, rtol=0)
+
+
+def test_opposite_rays_see_different_backgrounds(generator):
+    field = RadianceField(CONFIG, generator)
+    with torch.no_grad():
+        for layer in field.background_network:
+            if isinstance(layer, torch.nn.Linear):
+                layer.weight.normal_(0, 1, generator=generator)
+    for axis in torch.eye(3):
+        assert (field.background(axis) - field.background(-axis)).abs().max() > 0.02
+    rays_d = directions(50, generator)
+    assert len(field.background(rays_d).unique(dim=0)) == 50

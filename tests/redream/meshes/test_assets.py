@@ -125,6 +125,12 @@ def test_normalized_mesh_touches_the_bounding_sphere_around_the_origin() -> None
     np.testing.assert_allclose(vertices.min(axis=0), -vertices.max(axis=0), atol=1e-6)
 
 
+def test_normalizing_centres_the_bounds_and_not_the_mean_of_the_vertices() -> None:
+    cone = trimesh.creation.cone(1.0, 4.0, sections=40)  # most of its vertices are in its base
+    vertices = scene_vertices(normalize_mesh(trimesh.Scene(cone), 0.5))
+    np.testing.assert_allclose(vertices.min(axis=0), -vertices.max(axis=0), atol=1e-9)
+
+
 def test_normalizing_ignores_vertices_that_no_triangle_uses() -> None:
     stray = np.concatenate([TRIANGLE, [[1e6, 1e6, 1e6]]])
     scene = trimesh.Scene(trimesh.Trimesh(stray, [[0, 1, 2]], process=False))

@@ -130,3 +130,11 @@ ALEX_SHAPES = {
     8: {"weight": (256, 384, 3, 3), "bias": (256,)},
     10: {"weight": (256, 256, 3, 3), "bias": (256,)},
 }
+
+
+def test_a_small_backbone_is_compared_by_its_own_features_with_weights_of_one(backbone: str, views: Tensor):
+    net = PerceptualNet.load(backbone)
+    features = net.features(views)
+    ones = [torch.ones(layer.shape[1]) for layer in features]
+    expected = lpips_distance([layer[:-1] for layer in features], [layer[1:] for layer in features], ones)
+    torch.testing.assert_close(ALpips(backbone)(views), expected)

@@ -58,3 +58,20 @@ def test_every_weight_learns_from_the_three_heads(generator: torch.Generator):
 def test_a_folder_without_a_network_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="config.json and model.safetensors"):
         PerceptualNet.load(tmp_path)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.architecture)
+def test_features_and_logits_are_those_of_the_signed_image(config: PerceptualConfig, generator: torch.Generator):
+    net = PerceptualNet(config).eval()
+    images = torch.rand(2, 3, 16, 16, generator=generator)
+    x, expected = 2 * images - 1, []
+    for stage in net.stages:
+        x = stage(x)
+        expected.append(x)
+    for found, wanted in zip(net.features(images), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+    hidden = net.trunk(expected[-1])
+    logits = net(images)
+    torch.testing.assert_close(logits.category, net.category_head(hidden))
+    torch.testing.assert_close(logits.color, net.color_head(hidden))
+    torch.testing.assert_close(logits.view, net.view_head(hidden))

@@ -47,3 +47,21 @@ def test_a_miniature_figure_is_never_named_like_a_vgg_figure():
 def test_the_summary_has_every_average_once(report: EvaluationReport):
     summary = report.summary()
     assert len(summary) == 3 and "wrong_front_share" in summary and "clip_score_mini_clip_eval_a" in summary
+
+
+def test_every_figure_is_the_one_computed_by_hand(tiny_clip_folder: Path, tmp_path: Path, generator: torch.Generator):
+    net = PerceptualNet(pool_config(("cat",), ("red",))).eval()
+    net.save(tmp_path / "perceptual")
+    images = torch.rand(5, 3, 16, 16, generator=generator)
+    clip, metric = Clip(str(tiny_clip_folder)), ALpips(str(tmp_path / "perceptual"))
+    azimuth_deg = torch.tensor([0.0, 100.0, 180.0, -100.0, 60.0])
+    report = evaluate_views("an owl", images, {"a": clip}, [metric], close_loop=True, judge=(net, azimuth_deg))
+    cosines = clip.embed_images(images) @ clip.embed_text(["an owl"])[0]
+    assert report.clip_score_per_view["a"] == pytest.approx(cosines.tolist())
+    assert report.clip_score["a"] == pytest.approx(float(cosines.mean()))
+    pairs = metric(torch.cat([images, images[:1]]))
+    assert report.a_lpips_per_pair[metric.backbone] == pytest.approx(pairs.tolist())
+    assert len(pairs) == report.num_views == 5  # the closing pair is one of them
+    called = net(images[1:4]).view.argmax(dim=-1)
+    assert report.wrong_front_share == pytest.approx(float((called == net.config.views.index("front")).float().mean()))
+    assert evaluate_views("an owl", images, {"a": clip}, [metric]).wrong_front_share is None

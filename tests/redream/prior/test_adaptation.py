@@ -3,10 +3,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from redream.cameras import sample_cameras
+from redream.cameras import cameras_at, sample_cameras
 from redream.images import Rendering
 from redream.prior.adaptation import _encode_views, _held_out_loss, _split, adapt_prior, sample_views
-from redream.prior.stable_diffusion import StableDiffusionPrior
+from redream.prior.prompts import VIEW_NAMES, ViewPrefixes
+from redream.prior.stable_diffusion import StableDiffusionPrior, sample_images
 from redream.render.mesh import AssetViews
 from redream.settings import AdaptationConfig, CameraConfig, PriorConfig
 
@@ -82,3 +83,84 @@ def test_adaptation_is_reproducible(v_prior_folder) -> None:
 def test_samples_come_in_rows_of_front_side_and_back(prior) -> None:
     images = sample_views(prior, "a red car", 3.0, CONFIG, seed=0)
     assert images.shape == (6, 3, 16, 16) and images.min() >= 0 and images.max() <= 1
+
+
+AZIMUTHS = (0.0, 180.0)  # front and back
+
+
+def coded_views(number: int, num_views: int = 12) -> AssetViews:
+    """Views whose middle tells the asset (red) and whether they show the back (green); the rest is background."""
+    azimuth = torch.tensor(AZIMUTHS).repeat(num_views // 2)
+    camera = cameras_at(
+        azimuth, torch.zeros(num_views), torch.full((num_views,), 1.5), torch.full((num_views,), 45.0), 16
+    )
+    opacity = torch.zeros(num_views, 16, 16, 1)
+    opacity[:, 4:12, 4:12] = 1
+    rgb = torch.stack([torch.full((num_views,), 0.9 * number), azimuth / 200, torch.zeros(num_views)], dim=-1)
+    return AssetViews(Rendering(opacity * rgb[:, None, None], opacity, opacity), camera)
+
+
+def test_every_example_has_its_own_caption_view_and_background(prior, monkeypatch) -> None:
+    captions = ["a red car", "a blue owl"]
+    embed, examples, spoken = prior.embed, [], []
+
+    def encode(images):
+        x_0 = torch.zeros(len(images), 4, 2, 2)
+        x_0[:, 0], x_0[:, 1] = images[:, 0, 8, 8, None, None], images[:, 1, 8, 8, None, None]
+        x_0[:, 2] = images[:, 0, 0, 0, None, None]
+        return x_0
+
+    def recording_embed(prompts, view_names=None):
+        embeds = embed(prompts, view_names)
+        spoken.append((prompts, view_names, embeds.detach()))
+        return embeds
+
+    def target(x_0, t, eps):
+        examples.append(x_0)
+        return eps
+
+    def predict(x_t, t, cond):
+        prompts, views, embeds = spoken[-1]
+        for row, x_0 in zip(cond.detach(), examples[-1], strict=True):
+            (place,) = [i for i, embedded in enumerate(embeds) if torch.equal(row, embedded)]
+            number, is_back = round(float(x_0[0, 0, 0]) / 0.9), float(x_0[1, 0, 0]) > 0.5
+            assert (prompts[place], views[place]) == (captions[number], "back" if is_back else "front")
+        return x_t * cond.mean(dim=(1, 2))[:, None, None, None] * 0.1
+
+    for name, function in (
+        ("encode", encode), ("embed", recording_embed), ("training_target", target), ("predict_target", predict),
+    ):  # fmt: skip
+        monkeypatch.setattr(prior, name, function)
+    config = replace(CONFIG, num_steps=6, held_out_share=0.25)
+    generator = torch.Generator().manual_seed(0)
+    both = [coded_views(0), coded_views(1)]
+    steps = adapt_prior(prior, both, captions, config, CAMERAS, (0.3, 0.7), generator)
+    assert len(list(steps)) == 7
+    seen = torch.cat([x_0[:, :3, 0, 0] for x_0 in examples])
+    greys = seen[:, 2].unique()
+    assert len(greys) > 10 and 0.3 <= greys.min() < 0.4 and 0.6 < greys.max() <= 0.7
+    pairs = {(round(float(red) / 0.9), float(green) > 0.5) for red, green, _ in seen}
+    assert pairs == {(0, False), (0, True), (1, False), (1, True)}
+
+
+def test_the_prefixes_of_the_seen_views_learn_and_no_others(prior) -> None:
+    generator = torch.Generator().manual_seed(0)
+    both = [coded_views(0), coded_views(1)]
+    steps = adapt_prior(prior, both, ["a red car", "a blue owl"], CONFIG, CAMERAS, (0.7, 1.0), generator)
+    next(steps)
+    words = ViewPrefixes.of_words(prior.tokenizer, prior.text_encoder).embeds
+    assert torch.equal(prior.prefixes.embeds, words)
+    for _ in range(3):
+        next(steps)
+    moved = (prior.prefixes.embeds - words).abs().amax(dim=(1, 2)) > 1e-4
+    assert [name for name, has_moved in zip(VIEW_NAMES, moved, strict=True) if has_moved] == ["front", "back"]
+
+
+def test_samples_of_a_view_follow_its_prefix_and_the_seed(prior) -> None:
+    first, again = (sample_views(prior, "a red car", 3.0, CONFIG, seed=0) for _ in range(2))
+    other = sample_views(prior, "a red car", 3.0, CONFIG, seed=1)
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    embeds = prior.prompt_embeds("a red car")
+    generator = torch.Generator().manual_seed(0)
+    backs = sample_images(prior, embeds.cond(["back"] * 2), embeds.uncond, 3.0, CONFIG.sample_steps, generator)
+    torch.testing.assert_close(first[4:], backs)

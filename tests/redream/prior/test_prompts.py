@@ -35,10 +35,26 @@ def test_gradients_reach_the_prefix_of_the_view_that_was_named_and_no_other(prio
     assert [name for name, has_moved in zip(VIEW_NAMES, moved, strict=True) if has_moved] == ["side"]
 
 
-def test_a_prompt_that_is_too_long_still_ends_with_the_end_token(prior) -> None:
-    prefixes = ViewPrefixes.of_words(prior.tokenizer, prior.text_encoder)
-    embeds = embed(prior, ["a red car with wheels " * 30], ["front"], prefixes)
-    assert embeds.shape == (1, prior.tokenizer.model_max_length, 16) and embeds.isfinite().all()
+@pytest.mark.parametrize("kind", ["plain", "worded", "learned"])
+def test_a_prompt_of_any_length_ends_with_the_end_token(prior, kind) -> None:
+    tokenizer, seen = prior.tokenizer, []
+    prefixes = ViewPrefixes.of_words(tokenizer, prior.text_encoder) if kind == "learned" else None
+    embeddings = prior.text_encoder.get_input_embeddings()
+    hook = embeddings.register_forward_pre_hook(lambda _module, arguments: seen.append(arguments[0]))
+    lengths = [1, 5, *range(tokenizer.model_max_length - 10, tokenizer.model_max_length + 2), 100, 300]
+    try:
+        for num_words in lengths:
+            embed(prior, ["car " * num_words], None if kind == "plain" else ["front"], prefixes)
+    finally:
+        hook.remove()
+    assert len(seen) == len(lengths)
+    for ids, num_words in zip(seen, lengths, strict=True):
+        row = ids[0].tolist()
+        assert len(row) == tokenizer.model_max_length and row[0] == tokenizer.bos_token_id
+        end = row.index(tokenizer.eos_token_id)
+        assert set(row[end + 1 :]) <= {tokenizer.pad_token_id}, num_words
+        if num_words >= tokenizer.model_max_length:
+            assert end == len(row) - 1
 
 
 def test_the_text_encoder_is_as_before_after_a_prefixed_call(prior) -> None:
@@ -55,3 +71,19 @@ def test_prompt_embeds_pick_by_view_name(prior) -> None:
     embeds = prior.prompt_embeds("a red car")
     assert torch.equal(embeds.cond(["back", "front"]), embeds.by_view[[2, 0]])
     assert torch.equal(embeds.uncond, embed(prior, [""]))
+
+
+def test_a_learned_prefix_reaches_its_own_view_also_without_gradients(epsilon_prior_folder) -> None:
+    prior = StableDiffusionPrior(PriorConfig(model=str(epsilon_prior_folder)))
+    prior.prefixes = ViewPrefixes.of_words(prior.tokenizer, prior.text_encoder)
+    before = prior.prompt_embeds("a red car")
+    with torch.no_grad():
+        prior.prefixes.embeds[VIEW_NAMES.index("back")] += 1.0
+    after = prior.prompt_embeds("a red car")
+    has_moved = [not torch.equal(*pair) for pair in zip(before.by_view, after.by_view, strict=True)]
+    assert [name for name, moved in zip(VIEW_NAMES, has_moved, strict=True) if moved] == ["back"]
+    assert torch.equal(before.plain, after.plain) and torch.equal(before.uncond, after.uncond)
+
+
+def test_an_overhead_camera_is_named_so_whatever_its_azimuth() -> None:
+    assert set(camera_views(orbit(4, 70.0, 1.5, 45.0, 8), CameraConfig())) == {"overhead"}

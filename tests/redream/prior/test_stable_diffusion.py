@@ -5,6 +5,7 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from redream.cameras import orbit
+from redream.prior.patch_codec import PatchCodec
 from redream.prior.stable_diffusion import ADAPTER, VARIATIONAL, StableDiffusionPrior, sample_images
 from redream.settings import PriorConfig
 
@@ -60,6 +61,32 @@ def test_our_sampler_is_ddim_as_diffusers_has_it(prior) -> None:
             uncond, cond = prior.unet(torch.cat([x_t, x_t]), t, embeds).sample.chunk(2)
         x_t = scheduler.step(uncond + 3.0 * (cond - uncond), t, x_t).prev_sample
     assert torch.allclose(ours, prior.decode(x_t), atol=2e-3)
+
+
+def test_latents_are_the_pipelines_own_scaled_ones(prior, generator) -> None:
+    images = torch.rand(2, 3, 16, 16, generator=generator)
+    scale = prior.vae.config.scaling_factor
+    assert abs(scale - 1) > 0.1  # or this test says nothing
+    expected = prior.vae.encode(2 * images - 1).latent_dist.mode() * scale
+    torch.testing.assert_close(prior.encode(images), expected)
+    decoded = prior.vae.decode(expected / scale).sample
+    torch.testing.assert_close(prior.decode(expected), ((decoded + 1) / 2).clamp(0, 1))
+
+
+def test_images_of_another_size_are_resized_to_the_models_own(prior, generator) -> None:
+    images = torch.rand(1, 3, 24, 24, generator=generator)
+    resized = torch.nn.functional.interpolate(images, (16, 16), mode="bilinear", antialias=True)
+    torch.testing.assert_close(prior.encode(images), prior.encode(resized))
+
+
+def test_decoding_undoes_encoding_for_a_codec_with_a_full_basis(prior, generator) -> None:
+    codec = PatchCodec(latent_channels=192, scaling_factor=0.3)
+    with torch.no_grad():
+        codec.basis.copy_(torch.eye(192).reshape(192, 3, 8, 8))
+        codec.mean.copy_(torch.tensor([0.1, -0.2, 0.3])[:, None, None])
+    prior.vae = codec.requires_grad_(False)
+    images = torch.rand(2, 3, 16, 16, generator=generator)
+    torch.testing.assert_close(prior.decode(prior.encode(images)), images, atol=1e-5, rtol=0)
 
 
 def test_encoding_passes_gradients_to_the_images(prior, generator) -> None:

@@ -19,7 +19,7 @@ from trimesh.visual import ColorVisuals, TextureVisuals
 from trimesh.visual.material import PBRMaterial
 
 from redream.cameras import Camera, camera_rays, cameras_at, orbit
-from redream.colors import srgb_to_linear
+from redream.colors import linear_to_srgb, srgb_to_linear
 from redream.images import Rendering, composite
 from redream.meshes.assets import load_mesh, turn_mesh
 from redream.render.mesh import AssetViews, RendererUnavailable, gl_renderer, load_views, render_mesh, save_views
@@ -247,13 +247,35 @@ def test_textures_are_upright_and_keep_their_colors() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "alpha", "opacity"), [("OPAQUE", 10, 1.0), ("MASK", 100, 0.0), ("MASK", 200, 1.0), ("BLEND", 128, 0.5)]
+    ("mode", "alpha", "opacity"),
+    [("OPAQUE", 0, 1.0), ("OPAQUE", 10, 1.0), ("MASK", 100, 0.0), ("MASK", 200, 1.0), ("BLEND", 128, 0.5)],
 )
 def test_texture_alpha_follows_the_alpha_mode(mode: str, alpha: int, opacity: float) -> None:
     sheet = textured_sheet(Image.new("RGBA", (8, 8), (*RED, alpha)), alphaMode=mode)
     rendering = render_mesh(trimesh.Scene(sheet), view(size=64))
     assert rendering.opacity[0, 32, 32].item() == pytest.approx(opacity, abs=0.13)
     assert (rendering.rgb <= rendering.opacity + 1e-6).all()
+
+
+def test_an_opaque_texture_shows_its_colours_where_its_alpha_is_zero() -> None:
+    sheet = textured_sheet(Image.new("RGBA", (8, 8), (*BLUE, 0)), alphaMode="OPAQUE")
+    np.testing.assert_allclose(center_color(render_mesh(trimesh.Scene(sheet), view())), BLUE, atol=0.15 * 255)
+
+
+@pytest.mark.parametrize("glow", [(0.0, 0.5, 0.0), (0.3, 0.0, 0.2)])
+def test_what_is_black_and_glows_has_the_colour_of_its_glow(glow: tuple[float, ...]) -> None:
+    sheet = textured_sheet(Image.new("RGB", (8, 8), (0, 0, 0)), emissiveFactor=glow)
+    color = center_color(render_mesh(trimesh.Scene(sheet), view()))
+    np.testing.assert_allclose(color, 255 * linear_to_srgb(np.array(glow)), atol=2)
+
+
+def test_a_glow_is_where_its_texture_is() -> None:
+    glow = Image.new("RGB", (64, 64), (0, 0, 0))
+    glow.paste((255, 255, 255), (0, 0, 32, 64))  # the left half
+    sheet = textured_sheet(Image.new("RGB", (8, 8), (0, 0, 0)), emissiveTexture=glow, emissiveFactor=(0.0, 1.0, 0.0))
+    rgb = render_mesh(trimesh.Scene(sheet), view(size=64)).rgb[0].numpy()
+    np.testing.assert_allclose(rgb[32, 26], [0, 1, 0], atol=0.02)
+    np.testing.assert_allclose(rgb[32, 38], [0, 0, 0], atol=0.02)
 
 
 def test_transparent_before_opaque_is_opaque() -> None:

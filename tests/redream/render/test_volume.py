@@ -259,3 +259,24 @@ def test_rendering_a_field_is_bit_identical_when_repeated(num_threads):
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(value, again) for value, again in zip(first, second, strict=True))
+
+
+def test_a_field_is_asked_at_the_middle_of_every_interval():
+    # Along the cube's diagonal, whose middle is the origin; thin fog weighs all of it alike.
+    direction = torch.full((1, 3), 1 / math.sqrt(3))
+    rays_o = -2.0 * direction
+    samples = sample_rays(rays_o, direction, RADIUS, 16)
+    assert len(samples) == 16
+    asked = []
+
+    def thin(positions: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+        asked.append((positions, directions))
+        return torch.full((len(positions),), 1e-3), positions + 1.0
+
+    rendering = render_rays(thin, rays_o, direction, samples)
+    torch.testing.assert_close(rendering.rgb / rendering.opacity, torch.ones(1, 3), atol=2e-3, rtol=0)
+    torch.testing.assert_close(rendering.depth, torch.full((1, 1), 2.0), atol=2e-3, rtol=0)
+    ((positions, directions),) = asked
+    middles = 0.5 * (samples.t_starts + samples.t_ends)
+    torch.testing.assert_close(positions, rays_o + middles[:, None] * direction)
+    torch.testing.assert_close(directions, direction.expand(16, -1))

@@ -247,3 +247,12 @@ def test_record_holds_every_setting_and_no_secret_of_the_environment(
     text = (one_run(tmp_path).folder / "run.json").read_text()
     assert set(json.loads(text)["settings"]) == set(flatten(smoke()))
     assert "hunter2" not in text
+
+
+def test_a_run_that_lives_stays_running_whoever_starts_beside_it(tmp_path: Path) -> None:
+    with open_run("test", "a red cube", 0, smoke(), {}, tmp_path) as run:
+        assert settle_crashed(tmp_path) == []
+        with open_run("test", "a blue cube", 0, smoke(), {}, tmp_path) as other:
+            states = {record["run_id"]: record["state"] for record in list_runs(tmp_path)}
+            assert states == {run.run_id: "running", other.run_id: "running"}
+    assert {record["state"] for record in list_runs(tmp_path)} == {"finished"}

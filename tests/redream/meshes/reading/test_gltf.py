@@ -242,6 +242,28 @@ def test_a_skin_at_its_bind_pose_changes_nothing() -> None:
     assert is_square(builder)
 
 
+@pytest.mark.parametrize("weights", [(1, 0, 0, 0), (0.25, 0.25, 0, 0), (3, 0, 0, 0)])
+def test_weights_count_by_their_share_of_the_sum(weights: tuple[float, ...]) -> None:
+    builder = Builder()
+    joints = np.zeros((4, 4), dtype=np.uint8)
+    rows = np.tile(np.array(weights, dtype=np.float32), (4, 1))
+    builder.square(JOINTS_0=builder.accessor(joints), WEIGHTS_0=builder.accessor(rows))
+    builder.tree["nodes"] = [{"mesh": 0, "skin": 0}, {"translation": [0, 0, 5]}]
+    builder.tree["skins"] = [{"joints": [1]}]
+    np.testing.assert_allclose(builder.corners(), (SQUARE + [0, 0, 5])[TRIANGLES], atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16"])
+def test_the_lowest_normalised_number_is_minus_one_like_the_next(dtype: str) -> None:
+    """glTF 2.0, section 3.11: max(c / 127, -1)."""
+    builder, limits = Builder(), np.iinfo(dtype)
+    corners = np.array([[limits.min, 0, 0], [limits.max, 0, 0], [0, limits.min + 1, 0]], dtype=dtype)
+    rows = np.concatenate([corners, np.zeros((3, 1), dtype)], axis=1)  # to four-byte alignment
+    view = builder.view(rows.tobytes(), byteStride=4 * corners.itemsize)
+    builder.primitive["attributes"] = {"POSITION": builder.accessor(corners, view, normalized=True)}
+    assert np.array_equal(builder.corners()[0], [[-1, 0, 0], [1, 0, 0], [0, -1, 0]])
+
+
 def test_joints_that_do_not_exist_are_refused() -> None:
     builder = Builder()
     joints = np.full((4, 4), 9, dtype=np.uint8)
@@ -342,6 +364,12 @@ def test_ktx2_textures_are_refused_unless_there_is_a_fallback() -> None:
 def test_broken_images_are_refused(image: bytes, cause: str) -> None:
     builder = painted({"pbrMetallicRoughness": {"baseColorTexture": {"index": 0}}}, image)
     assert cause in builder.refusal()
+
+
+@pytest.mark.parametrize(("material", "cutoff"), [({}, 0.5), ({"alphaCutoff": 0.2}, 0.2)])
+def test_a_mask_cuts_at_one_half_unless_it_says_where(material: dict[str, Any], cutoff: float) -> None:
+    slot = {"pbrMetallicRoughness": {"baseColorTexture": {"index": 0}}, "alphaMode": "MASK"}
+    assert visual(painted({**slot, **material}, png())).material.alphaCutoff == cutoff
 
 
 def test_large_textures_are_reduced() -> None:
