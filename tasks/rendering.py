@@ -19,7 +19,7 @@ from tasks.runs.stage import RETRIES, RETRY_DELAYS, Work, is_passing, run_stage
 if TYPE_CHECKING:
     from redream.render.mesh import AssetViews
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 
 
 @task(
