@@ -49,7 +49,13 @@ def mini() -> RunConfig:
         ),
         prior=PriorConfig(model="mini:prior"),
         adaptation=AdaptationConfig(
-            rank=16, num_steps=300, batch_size=16, lr_lora=2e-3, lr_tokens=1e-2, validate_every=25
+            rank=16,
+            num_steps=300,
+            batch_size=16,
+            lr_lora=2e-3,
+            lr_tokens=1e-2,
+            validate_every=25,
+            sample_guidance_scale=2.0,
         ),
         distill=DistillConfig(
             guidance_scale=2.0,  # the small prior saturates at the paper's setting's 7.5

@@ -174,6 +174,7 @@ class AdaptationConfig:
     validate_every: Count = 50  # steps between validations
     patience: Count = 4  # validations without improvement before stopping
     num_samples_per_view: Annotated[int, Interval(ge=0, le=1000)] = 4  # sample pictures drawn before and after
+    sample_guidance_scale: NotNegative = 7.5  # of those pictures
     sample_steps: Annotated[int, Interval(ge=1, le=1000)] = 25  # denoising steps of those pictures
 
     def __post_init__(self) -> None:

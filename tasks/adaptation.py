@@ -52,7 +52,6 @@ def adapt(run: Run, views: Output, config: RunConfig, num_concurrent: int) -> Ou
         # The cameras came with the views; only the names of views are new.
         "camera": {name: getattr(config.camera, name) for name in VIEW_NAMING},
         "background_grey": config.distill.background_grey,
-        "guidance_scale": config.distill.guidance_scale,
         "dtype": config.prior.dtype,
         "prompt": run.prompt,
         "seed": run.seed,
@@ -106,8 +105,10 @@ def _save_samples(prior: StableDiffusionPrior, run: Run, config: RunConfig, work
     from redream.prior.prompts import VIEW_NAMES
 
     (work.folder / "samples").mkdir(exist_ok=True)
+    if config.adaptation.num_samples_per_view == 0:
+        return
     seed = stage_seed(run.seed, "samples")
-    images = sample_views(prior, run.prompt, config.distill.guidance_scale, config.adaptation, seed)
+    images = sample_views(prior, run.prompt, config.adaptation, seed)
     rows = to_rgb(images).split(config.adaptation.num_samples_per_view)
     for view, row in zip(VIEW_NAMES, rows, strict=False):  # nothing is drawn from overhead
         grid = image_grid(row, columns=len(row))

@@ -111,14 +111,15 @@ def adapt_prior(
 
 
 def sample_views(
-    prior: StableDiffusionPrior, prompt: str, guidance_scale: float, config: AdaptationConfig, seed: int
+    prior: StableDiffusionPrior, prompt: str, config: AdaptationConfig, seed: int
 ) -> Float[Tensor, "images 3 height width"]:
     """Draw `num_samples_per_view` images of each of front, side and back, one row per view; one noise for all views."""
     embeds, rows = prior.prompt_embeds(prompt), []
     for view in VIEW_NAMES[:3]:
         cond = embeds.cond([view] * config.num_samples_per_view)
         generator = torch.Generator().manual_seed(seed)
-        rows.append(sample_images(prior, cond, embeds.uncond, guidance_scale, config.sample_steps, generator))
+        scale, num_steps = config.sample_guidance_scale, config.sample_steps
+        rows.append(sample_images(prior, cond, embeds.uncond, scale, num_steps, generator))
     return torch.cat(rows)
 
 
@@ -145,7 +146,7 @@ def _encode_views(
 
 def _split(examples: _Example, held_out_share: float, generator: torch.Generator) -> tuple[_Example, _Example]:
     order = torch.randperm(len(examples.view), generator=generator).tolist()
-    num_held_out = max(1, round(held_out_share * len(order)))
+    num_held_out = min(max(1, round(held_out_share * len(order))), len(order) - 1)  # something is left to train on
     return examples.pick(order[num_held_out:]), examples.pick(order[:num_held_out])
 
 

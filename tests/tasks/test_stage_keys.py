@@ -37,7 +37,7 @@ MODULES = {
 
 @pytest.fixture(autouse=True)
 def content_follows_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    def write_key(run: Run, key: StageKey, settings: Any, produce: Any) -> Output:
+    def write_key(run: Run, key: StageKey, settings: Any, produce: Any, device: str) -> Output:
         json.dumps(dict(settings))  # parameters of the nested MLflow run
         folder, _ = run.store.begin(key)
         (folder / "key.txt").write_text(key.digest)
@@ -109,7 +109,8 @@ def changed(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
         ({"settings": {"field.hidden_dim": 16}}, ["warm_up", *DISTILLED]),
         ({"settings": {"prior.dtype": "bfloat16"}}, TRAINED),
         ({"settings": {"adaptation.rank": 2}}, ["adapt", *DISTILLED]),
-        ({"settings": {"distill.guidance_scale": 5.0}}, TRAINED),
+        ({"settings": {"distill.guidance_scale": 5.0}}, ["warm_up", *DISTILLED]),
+        ({"settings": {"adaptation.sample_guidance_scale": 5.0}}, ["adapt", *DISTILLED]),
         ({"settings": {"distill.warm_up_steps": 3}}, ["warm_up", *DISTILLED]),
         ({"settings": {"distill.lambda_ret_rgb": 5.0}}, ["warm_up", *DISTILLED]),
         ({"settings": {"distill.low_resolution": 8}}, ["warm_up", *DISTILLED]),

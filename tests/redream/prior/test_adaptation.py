@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -20,6 +21,7 @@ CONFIG = AdaptationConfig(
     lr_lora=1e-2,
     lr_tokens=1e-2,
     num_samples_per_view=2,
+    sample_guidance_scale=3.0,
     sample_steps=3,
 )
 
@@ -81,7 +83,7 @@ def test_adaptation_is_reproducible(v_prior_folder) -> None:
 
 
 def test_samples_come_in_rows_of_front_side_and_back(prior) -> None:
-    images = sample_views(prior, "a red car", 3.0, CONFIG, seed=0)
+    images = sample_views(prior, "a red car", CONFIG, seed=0)
     assert images.shape == (6, 3, 16, 16) and images.min() >= 0 and images.max() <= 1
 
 
@@ -157,10 +159,17 @@ def test_the_prefixes_of_the_seen_views_learn_and_no_others(prior) -> None:
 
 
 def test_samples_of_a_view_follow_its_prefix_and_the_seed(prior) -> None:
-    first, again = (sample_views(prior, "a red car", 3.0, CONFIG, seed=0) for _ in range(2))
-    other = sample_views(prior, "a red car", 3.0, CONFIG, seed=1)
+    first, again = (sample_views(prior, "a red car", CONFIG, seed=0) for _ in range(2))
+    other = sample_views(prior, "a red car", CONFIG, seed=1)
     assert torch.equal(first, again) and not torch.equal(first, other)
     embeds = prior.prompt_embeds("a red car")
     generator = torch.Generator().manual_seed(0)
     backs = sample_images(prior, embeds.cond(["back"] * 2), embeds.uncond, 3.0, CONFIG.sample_steps, generator)
     torch.testing.assert_close(first[4:], backs)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.99])
+def test_some_views_are_trained_on_and_some_held_out_at_any_share(prior, share: float) -> None:
+    steps = adapt(prior, replace(CONFIG, held_out_share=share, num_steps=1))
+    assert steps[-1].step == 1
+    assert math.isfinite(steps[-1].loss) and math.isfinite(steps[-1].held_out_loss)
