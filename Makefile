@@ -11,7 +11,7 @@ demo: ## prompt to 3D object on this machine, with the embedded miniature
 	$(UV) sync --frozen --no-dev --inexact
 	$(UV) run --no-sync redream generate "$(PROMPT)" --preset mini
 
-test: ## everything that needs no GPU, no network and no patience
+test: ## everything that needs no GPU, no network and no patience; a GPU is hidden from it
 	$(UV) sync --frozen
 	$(UV) run --frozen pytest -m "not slow and not network and not gpu"
 
