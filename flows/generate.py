@@ -54,7 +54,8 @@ def generate(
         prompt: what to make, in a few words on one line.
         preset: mini (CPU, embedded models), sd21 (the paper's setting) or smoke (a few steps, to try the machinery).
         method: redream, or without retrieved assets vsd or sds.
-        seed: the same seed gives the same object.
+        seed: the same seed gives the same object on a CPU. On a GPU it draws the same numbers, but sums are taken in
+            changing order, so that the object is nearly the same.
         index: folder of an index; empty for the miniature's own, which is built where it is missing.
         assets: mesh files to start from instead of retrieving.
         settings: overrides such as `{"distill.num_steps": 500}`.

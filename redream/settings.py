@@ -7,9 +7,9 @@ of them threestudio's for ProlificDreamer. Settings are data: no I/O, no device,
 from __future__ import annotations
 
 import typing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from dataclasses import field as setting
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Interval
 
@@ -145,6 +145,8 @@ class FieldConfig:
     num_samples_per_ray: Annotated[int, Interval(ge=2, le=100_000)] = 512  # along the diagonal of the box
     # cells per axis of the grid that skips empty space
     occupancy_resolution: Annotated[int, Interval(ge=1, le=512)] = 32
+    # at which the field is evaluated at once: bounds memory, about 1 GiB per 2^20 in training
+    samples_per_chunk: Annotated[int, Interval(ge=2**12, le=2**30)] = 2**20
     # of the hash encoding; auto takes the fastest that works
     implementation: Literal["auto", "torch", "numba", "triton", "tinycudann"] = "auto"
 
@@ -153,6 +155,10 @@ class FieldConfig:
         require(
             self.features_per_level in (1, 2, 4, 8), "field.features_per_level", self.features_per_level, "1, 2, 4 or 8"
         )
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a result depends on: not how much memory it took, so that a run can go on with less."""
+        return {name: value for name, value in asdict(self).items() if name != "samples_per_chunk"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

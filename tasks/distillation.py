@@ -122,7 +122,7 @@ def reaching_settings(config: DistillConfig, stage: str) -> dict[str, Any]:
 def _key(stage: str, run: Run, config: RunConfig, distill: dict[str, Any], inputs: dict[str, str]) -> StageKey:
     settings = {
         "distill": distill,
-        "field": config.field,
+        "field": config.field.identity(),
         "camera": config.camera,
         "dtype": config.prior.dtype,
         "prompt": run.prompt,

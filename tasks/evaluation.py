@@ -47,7 +47,7 @@ def evaluate(run: Run, particles: Output, config: RunConfig, num_concurrent: int
     models = [*config.evaluation.clip_models, *config.evaluation.lpips_backbones, config.evaluation.judge]
     inputs |= {f"model_{i}": weights_digest(model) for i, model in enumerate(models)}  # names may be paths
     views = {name: value for name, value in asdict(config.evaluation).items() if name not in MODEL_SETTINGS}
-    settings = {"evaluation": views, "field": config.field, "prompt": run.prompt}
+    settings = {"evaluation": views, "field": config.field.identity(), "prompt": run.prompt}
 
     def produce(work: Work) -> dict[str, object]:
         with loading:

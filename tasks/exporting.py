@@ -54,7 +54,7 @@ def export(
     """
     settings = {
         "export": config.export,
-        "field": config.field,
+        "field": config.field.identity(),
         "orbit": {name: getattr(config.evaluation, name) for name in ORBIT_SETTINGS},
         "object_radius": config.render.object_radius,
         "mesh": config.mesh,

@@ -38,7 +38,9 @@ def generate(
     prompt: Prompt,
     preset: Preset = "mini",
     method: Annotated[str, typer.Option(help="redream, vsd or sds.")] = "redream",
-    seed: Annotated[int, typer.Option(help="The same seed gives the same object.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="The same seed gives the same object on a CPU, and nearly the same on a GPU.")
+    ] = 0,
     asset: Annotated[
         list[str], typer.Option(metavar="FILE", help="Start from your own mesh; may be repeated.", show_default=False)
     ] = [],

@@ -40,6 +40,7 @@ class Particle(nn.Module):
             config.num_samples_per_ray,
             self.occupancy.occupied,
             generator,
+            config.samples_per_chunk,
         )
 
 

@@ -70,10 +70,10 @@ def embed_prompts(
     """Encode prompts, each behind its view's prefix where `view_names` are given; gradients reach `prefixes`."""
     device = text_encoder.device
     if view_names is None:
-        return text_encoder(_tokenize(tokenizer, prompts).to(device)).last_hidden_state
+        return text_encoder(send(_tokenize(tokenizer, prompts), device)).last_hidden_state
     if prefixes is None:
         worded = [f"{prefix_words(view)} {prompt}" for view, prompt in zip(view_names, prompts, strict=True)]
-        return text_encoder(_tokenize(tokenizer, worded).to(device)).last_hidden_state
+        return text_encoder(send(_tokenize(tokenizer, worded), device)).last_hidden_state
     learned = prefixes.embeds[_view_indices(view_names, prefixes.embeds.device)]  # [B, tokens, dim]
     num_tokens = learned.shape[1]
     ids = _tokenize(tokenizer, prompts)
@@ -85,7 +85,7 @@ def embed_prompts(
 
     hook = text_encoder.get_input_embeddings().register_forward_hook(put_prefixes)
     try:
-        return text_encoder(ids.to(device)).last_hidden_state
+        return text_encoder(send(ids, device)).last_hidden_state
     finally:
         hook.remove()
 

@@ -6,7 +6,7 @@ the weighted sum of colours, premultiplied by its opacity. Samples are packed: o
 the other, ray by ray, and summed in that order: a ray does not feel the other rays of its batch, and a repeated call
 gives the same bits. The field enters as a callable.
 
-A field's activations take about a kilobyte per sample, so a view with more than `samples_per_chunk` samples is rendered
+A field's activations take a kilobyte per sample, so a view with more than `samples_per_chunk` samples is rendered
 in chunks of rays. Where gradients are wanted, each chunk keeps only its rays and is computed again in the backward pass
 (Chen et al. 2016): memory then depends on the chunk and hardly on the view. Sampling waits for a GPU twice per call,
 however many rays there are, and splitting once more.
@@ -33,7 +33,6 @@ DensityAndColor = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Occupied = Callable[[Tensor], Tensor]
 
 CANDIDATES_PER_CHUNK = 2**22  # that are tested for occupancy at once; bounds the memory of sampling
-SAMPLES_PER_CHUNK = 2**20  # that a field evaluates at once; a gigabyte where gradients are wanted
 GROUPS_PER_CHUNK = 8  # bounds the rays of a chunk, for rays without samples take memory as well
 
 
@@ -44,7 +43,7 @@ def render_camera(
     num_samples: int,
     occupied: Occupied | None = None,
     generator: torch.Generator | None = None,
-    samples_per_chunk: int = SAMPLES_PER_CHUNK,
+    samples_per_chunk: int = 2**20,
     rays_per_chunk: int = 2**18,
 ) -> Rendering:
     """Render every pixel of a batch of cameras; other arguments are those of `sample_rays` and `render_rays`.

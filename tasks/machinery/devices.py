@@ -141,6 +141,9 @@ def why_not_runs(gpu: Gpu) -> str:
     """Run an operation on a GPU; returns the first line of what went wrong, or nothing."""
     import torch
 
+    from redream.devices import prepare_cuda
+
+    prepare_cuda()  # this is the first operation there
     try:
         torch.cuda.set_device(gpu.index)
         result = (torch.ones(2, device=f"cuda:{gpu.index}") * 2).sum().item()

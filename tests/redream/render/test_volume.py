@@ -237,6 +237,45 @@ def test_a_camera_is_its_rays_and_chunks_do_not_show(generator):
     assert whole.opacity.shape == whole.depth.shape == (2, 12, 12, 1)
 
 
+def test_samples_split_into_whole_rays_within_the_limit_and_none_is_lost(generator):
+    rays_o, rays_d = random_rays(300, generator)
+    samples = sample_rays(rays_o, rays_d, RADIUS, 40, occupied=lambda positions: positions[:, 0] > 0.1)
+    chunks = samples.split(100)
+    assert len(chunks) > len(samples) / 100 and all(0 <= len(chunk) <= 100 for _, chunk in chunks)
+    assert [rays.start for rays, _ in chunks[1:]] == [rays.stop for rays, _ in chunks[:-1]]
+    assert chunks[0][0].start == 0 and chunks[-1][0].stop == 300
+    assert torch.equal(torch.cat([chunk.t_starts for _, chunk in chunks]), samples.t_starts)
+    assert torch.equal(torch.cat([chunk.ray_indices + rays.start for rays, chunk in chunks]), samples.ray_indices)
+    assert all(
+        torch.equal(torch.bincount(c.ray_indices, minlength=len(c.num_per_ray)), c.num_per_ray) for _, c in chunks
+    )
+    assert len(samples.split(10**6)) == 1
+
+
+def test_a_render_in_chunks_has_the_gradients_of_the_whole_and_is_computed_again_for_them():
+    config, camera = smoke().field, orbit(2, 15.0, 1.5, 45.0, 24)
+
+    def run(samples_per_chunk: int) -> tuple[Tensor, Tensor, int]:
+        field = RadianceField(config, torch.Generator().manual_seed(0))
+        largest = 0
+
+        def density_and_color(positions: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+            nonlocal largest
+            largest = max(largest, len(positions))
+            return field.density_and_color(positions, directions)
+
+        generator = torch.Generator().manual_seed(1)
+        rendering = render_camera(density_and_color, camera, config.radius, 32, None, generator, samples_per_chunk)
+        (rendering.rgb.square().sum() + rendering.opacity.sum()).backward()
+        assert field.encoding.table.grad is not None
+        return rendering.rgb.detach(), field.encoding.table.grad, largest
+
+    (rgb, grad, most), (rgb_of_whole, grad_of_whole, num_samples) = run(500), run(10**6)
+    assert most <= 500 < num_samples
+    torch.testing.assert_close(rgb, rgb_of_whole)
+    torch.testing.assert_close(grad, grad_of_whole, atol=1e-5 * float(grad_of_whole.abs().max()), rtol=1e-3)
+
+
 @pytest.mark.parametrize("num_threads", [1, 2])
 def test_rendering_a_field_is_bit_identical_when_repeated(num_threads):
     config = smoke().field
