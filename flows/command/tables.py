@@ -133,11 +133,9 @@ def print_members(members: Sequence[Member], seconds: float | None, as_json: boo
     screen = console()
     screen.print(table)
     took = (
-        "unknown, for no such object has been made here" if seconds is None else f"{duration(seconds)} by earlier runs"
+        "unknown: no run of this kind has finished here" if seconds is None else f"{duration(seconds)} by earlier runs"
     )
-    screen.print(
-        f"{len(members):,} objects; time one after the other: {took}; objects that are here are not made again"
-    )
+    screen.print(f"{len(members):,} objects, one after the other: {took}; what is here already is not made again")
 
 
 def print_garbage(found: Sequence[Garbage], num_deleted: int, is_deleting: bool) -> None:

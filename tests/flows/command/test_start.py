@@ -75,9 +75,8 @@ def test_every_command_works_in_a_hostile_working_directory_in_minutes(hostile: 
     ):
         done = redream(hostile, *arguments, PYTHONPATH=path)
         assert done.returncode == 0, done.stderr.decode()[-2000:]
-    (run,) = [
-        each["run_id"] for each in json.loads(redream(hostile, "runs", *smoke[2:]).stdout) if "cube" in each["prompt"]
-    ]
+    records = json.loads(redream(hostile, "runs", *smoke[2:]).stdout)
+    (run,) = [record["run_id"] for record in records if record["prompt"] == "a red cube"]
     for arguments in (("show", run), ("rerun", run, "--from", "export"), ("evaluate", run)):
         done = redream(hostile, *arguments, *smoke[2:], PYTHONPATH=path)
         assert done.returncode == 0, done.stderr.decode()[-2000:]
