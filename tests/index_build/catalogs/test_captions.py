@@ -146,7 +146,7 @@ def test_many_quotes_that_are_never_closed_are_passed_in_time(tmp_path: Path):
 
 
 def test_a_file_without_captions_is_refused_with_what_was_wrong(tmp_path: Path):
-    for content, reason in ((b"", "it is empty"), (b"a,\nb,nan\n", "2 x empty caption"), (b"\xff\xfea\0", "UTF-8")):
+    for content, reason in ((b"", "it is empty"), (b"a,\nb,nan\n", "2 x empty caption"), (b"\xff\xfea\0", "malformed")):
         with pytest.raises(ValueError, match=f"holds no usable caption .*{reason}"):
             read_bytes(tmp_path, content)
     with pytest.raises(ValueError, match="there is no caption file"):
