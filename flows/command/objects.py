@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from flows.batches.preview import expected_seconds, first_members
 from flows.command.indexes import open_index
 from flows.command.options import AsJson, Device, Index, LeaveOut, Out, Preset, Prompt, RunId, Settings
 from flows.command.running import print_json, results_only, services, use_device
@@ -17,6 +18,7 @@ from flows.command.tables import (
     metric_table,
     print_batch,
     print_made,
+    print_members,
 )
 from flows.requests.plan import checked_rerun
 from flows.requests.prompt_files import Defaults, parsed_seeds, read_members
@@ -138,7 +140,7 @@ def rerun(
 
 
 def batch(
-    prompts: Annotated[str, typer.Argument(help="Text with a prompt a line, or JSON lines.", show_default=False)],
+    prompts: Annotated[str, typer.Argument(help="Text with a prompt a line, JSON or a table.", show_default=False)],
     preset: Preset = "mini",
     method: Annotated[str, typer.Option(help="redream, vsd or sds.")] = "redream",
     seeds: Annotated[str, typer.Option(help="An object of each prompt for each of these seeds.")] = "0",
@@ -149,6 +151,7 @@ def batch(
         int, typer.Option(min=0, help="Trainings at a time on this machine.", show_default="one per GPU")
     ] = 0,
     device: Device = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the objects, with the expected time.")] = False,
     out: Out = DEFAULT_OUT,
     as_json: AsJson = False,
 ) -> None:
@@ -156,7 +159,11 @@ def batch(
     overrides, numbers, folder = parsed_settings(settings), parsed_seeds(seeds), checked_out(out)
     defaults = Defaults(preset=preset, method=method, seeds=tuple(numbers), index=index, settings=overrides, out=folder)
     members = read_members(prompts, defaults)
+    if dry_run:
+        print_members(members, expected_seconds(members, folder), as_json)
+        return
     use_device(device, max(needed_gib(member.request.config) for member in members))
+    print(first_members(members), file=sys.stderr, flush=True)
     with services(folder):
         from flows.batch import BatchFailed
         from flows.batch import batch as batch_flow

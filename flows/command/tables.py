@@ -5,6 +5,7 @@ Prompts and captions come from strangers: rich reads no markup in them, and what
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from flows.requests.plan import first_unfinished
+from flows.requests.prompt_files import Member
 from flows.requests.request import DEFAULT_OUT
 from redream.pages.text import visible_text
 from redream.records import Asset
@@ -116,6 +118,24 @@ def print_batch(made: Mapping[str, Any]) -> None:
     screen = console()
     screen.print(table)
     screen.print(f"gallery   {made['gallery']}", soft_wrap=True, markup=False)
+
+
+def print_members(members: Sequence[Member], seconds: float | None, as_json: bool) -> None:
+    """List the objects that a batch would make, and how long it may take."""
+    if as_json:
+        objects = [{"line": member.line, **member.request.parameters()} for member in members]
+        print(json.dumps({"objects": objects, "seconds": seconds}, indent=1))
+        return
+    table = Table("line", "preset", "method", "seed", "prompt", box=None)
+    for member in members:
+        asked = member.request
+        table.add_row(str(member.line), asked.preset, asked.method, str(asked.seed), shown(asked.prompt))
+    screen = console()
+    screen.print(table)
+    took = (
+        "unknown: no run of this kind has finished here" if seconds is None else f"{duration(seconds)} by earlier runs"
+    )
+    screen.print(f"{len(members):,} objects, one after the other: {took}; what is here already is not made again")
 
 
 def print_garbage(found: Sequence[Garbage], num_deleted: int, is_deleting: bool) -> None:

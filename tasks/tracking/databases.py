@@ -13,7 +13,6 @@ import os
 import shutil
 import sqlite3
 import subprocess
-import sys
 import tempfile
 from contextlib import closing
 from dataclasses import dataclass
@@ -21,6 +20,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from filelock import FileLock
+
+from redream.interpreter import python_command
 
 SCHEMAS = Path(__file__).with_name("schemas")
 COMPLETE = 2402  # `user_version` of a database that was created here
@@ -143,7 +144,7 @@ def _upgrade(path: Path, schema: Schema) -> None:
     Raises:
         RuntimeError: it fails.
     """
-    command = [sys.executable, *(sqlite_url(path) if part == "URL" else part for part in schema.upgrade)]
+    command = python_command(*(sqlite_url(path) if part == "URL" else part for part in schema.upgrade))
     environment = {
         **os.environ,
         "PREFECT_HOME": str(path.parent),

@@ -146,7 +146,7 @@ def test_many_quotes_that_are_never_closed_are_passed_in_time(tmp_path: Path):
 
 
 def test_a_file_without_captions_is_refused_with_what_was_wrong(tmp_path: Path):
-    for content, reason in ((b"", "it is empty"), (b"a,\nb,nan\n", "2 x empty caption"), (b"\xff\xfea\0", "UTF-8")):
+    for content, reason in ((b"", "it is empty"), (b"a,\nb,nan\n", "2 x empty caption"), (b"\xff\xfea\0", "malformed")):
         with pytest.raises(ValueError, match=f"holds no usable caption .*{reason}"):
             read_bytes(tmp_path, content)
     with pytest.raises(ValueError, match="there is no caption file"):
@@ -181,3 +181,30 @@ def test_no_bytes_break_the_reader(tmp_path_factory: pytest.TempPathFactory, con
         assert "\n" not in str(error)
     else:
         assert all(row.caption.isprintable() and row.caption for row in rows)
+
+
+TABLE = [("name", "text"), ("chair", "ein gr\u00fcner Stuhl, alt"), ("table", 'a "round" table'), ("lamp", "a lamp")]
+
+
+def sheet(separator: str, end: str) -> str:
+    out = io.StringIO()
+    csv.writer(out, delimiter=separator, lineterminator=end).writerows(TABLE)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("end", ["\r\n", "\n", "\r"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_tables_are_read_as_spreadsheets_write_them(tmp_path: Path, separator: str, end: str, encoding: str):
+    rows, dropped = read_bytes(tmp_path, sheet(separator, end).encode(encoding))
+    assert [(row.uid, row.caption) for row in rows] == TABLE[1:] and not dropped
+
+
+def test_a_separator_that_excel_names_is_no_row(tmp_path: Path):
+    rows, _ = read_bytes(tmp_path, ("sep=;\r\n" + sheet(";", "\r\n")).encode("utf-8-sig"))
+    assert len(rows) == 3
+
+
+def test_a_file_that_mostly_does_not_apply_is_refused_with_its_first_rows(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"3 of 4 rows do not apply; the first: 'b,c,d': malformed row; 'e': malf"):
+        read_bytes(tmp_path, b"a,one\nb,c,d\ne\nf,g,h,i\n")

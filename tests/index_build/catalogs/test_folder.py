@@ -115,13 +115,31 @@ def test_two_files_never_share_an_id(tmp_path: Path):
     assert captions_of(catalog) == {"x": "one"} and catalog.dropped == {"id of another file": 1}
 
 
+@pytest.mark.parametrize(
+    "path", ["sub\\chair.glb", "SUB/Chair.glb", ".\\sub\\chair.glb", "C:\\data\\chair.glb", "/home/me/chair.glb"]
+)
+def test_a_path_of_another_system_names_its_file(tmp_path: Path, path: str):
+    folder = make(tmp_path / "m", sub__chair_dot_glb=glb())
+    (tmp_path / "captions.csv").write_text(f"path;caption\n{path};a chair\n")
+    assert captions_of(open_it(folder, tmp_path / "captions.csv")) == {"sub/chair.glb": "a chair"}
+
+
+def test_a_table_that_names_other_files_is_refused_with_its_first_rows(tmp_path: Path):
+    folder = make(tmp_path / "m", a_dot_glb=glb())
+    (tmp_path / "captions.csv").write_text("name,text\na,one\nb,two\nc,three\n")
+    with pytest.raises(ValueError, match="2 of 3 rows do not apply; the first: 'b': caption of no file; 'c'"):
+        open_it(folder, tmp_path / "captions.csv")
+
+
 def test_paths_of_the_csv_are_never_followed(tmp_path: Path):
     (tmp_path / "secret.glb").write_bytes(glb())
-    folder = make(tmp_path / "m", a_dot_glb=glb())
+    folder = make(tmp_path / "m", a_dot_glb=glb(), b_dot_glb=glb(), c_dot_glb=glb())
     rows = "path,caption\n../secret.glb,x\n/etc/passwd,x\n" + f"{tmp_path}/secret.glb,x\n" + "../m/a.glb,a fine chair\n"
+    rows += "b.glb,b\nC.GLB,c\n"
     (folder / "captions.csv").write_text(rows)
     catalog = open_it(folder, folder / "captions.csv")
-    assert captions_of(catalog) == {"a.glb": "a fine chair"} and catalog.dropped == {"caption of no file": 3}
+    assert captions_of(catalog) == {"a.glb": "a fine chair", "b.glb": "b", "c.glb": "c"}
+    assert catalog.dropped == {"caption of no file": 3}
 
 
 def test_what_looks_like_a_mesh_and_is_not_used_is_counted(tmp_path: Path):
