@@ -143,7 +143,7 @@ def _upgrade(path: Path, schema: Schema) -> None:
     Raises:
         RuntimeError: it fails.
     """
-    command = [sys.executable, *(sqlite_url(path) if part == "URL" else part for part in schema.upgrade)]
+    command = [sys.executable, "-P", *(sqlite_url(path) if part == "URL" else part for part in schema.upgrade)]
     environment = {
         **os.environ,
         "PREFECT_HOME": str(path.parent),
