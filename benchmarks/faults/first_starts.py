@@ -18,10 +18,13 @@ from collections import Counter
 from contextlib import closing, suppress
 from pathlib import Path
 
+import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 - else each fork would import it
+import sqlalchemy.dialects.sqlite  # noqa: F401
+
 from benchmarks.faults.ground import Ground, asking, end
 from benchmarks.faults.rows import Row
 from flows.processes.environment import prepare_prefect
-from tasks.machinery.slots import gpu_slot
+from tasks.machinery.slots import SLOTS_FOLDER, slots_folder
 from tasks.runs.records import list_runs
 from tasks.tracking.databases import MLFLOW_USERS, prepare_database, sqlite_url
 from tasks.tracking.relocation import EXPERIMENT
@@ -95,13 +98,13 @@ def killed_first_commands(ground: Ground, fault: str) -> Row:
 
 
 def open_folder(out: Path) -> None:
-    """Do what commands do first: create the databases, find the experiment, take a slot."""
+    """Do what commands do first: create the databases, find the experiment, and the folder of the slots."""
     out.mkdir(parents=True, exist_ok=True)
     prepare_prefect({"PREFECT_HOME": str(out / ".prefect")})
     prepare_database(out / ".mlflow-auth.db", MLFLOW_USERS)
     open_tracking(sqlite_url(out / "mlflow.db"), out)
-    with gpu_slot(out / "slots", num_slots=STARTS):
-        pass
+    os.environ[SLOTS_FOLDER] = str(out / "slots")
+    slots_folder()
 
 
 def _fork(out: Path) -> int:
