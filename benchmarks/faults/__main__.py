@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from benchmarks.faults import commands, delivered, deployed
+from benchmarks.faults import commands, delivered, deployed, first_starts
 from benchmarks.faults.ground import Ground
 from benchmarks.faults.rows import Row
 from flows.requests.plan import NEEDS
@@ -38,6 +38,9 @@ FAULTS: dict[str, Callable[[Ground, str], Row]] = {
     "read-only-folder": commands.read_only,
     "truncated-outputs": commands.truncated,
     "two-at-once": commands.two_at_once,
+    "kill-first-opening": first_starts.killed_openings,
+    "eight-first-openings": first_starts.many_openings,
+    "kill-first-command": first_starts.killed_first_commands,
 }
 HEAD = "| fault | what happened | resumed by | identical weights | orphans | verdict |\n|---|---|---|---|---|---|\n"
 
@@ -86,7 +89,7 @@ def _cells(row: Row) -> dict[str, str]:
     shown = {
         "happened": row.happened,
         "resumed by": row.resumed_by,
-        "identical weights": "" if row.skipped else "yes" if row.has_same_weights else "**no**",
+        "identical weights": "" if row.skipped or not row.has_weights else "yes" if row.has_same_weights else "**no**",
         "orphans": "" if row.skipped else str(row.num_orphans),
         "verdict": row.verdict,
     }

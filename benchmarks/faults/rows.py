@@ -25,6 +25,7 @@ class Row:
     happened: str
     resumed_by: str = ""
     has_same_weights: bool = False
+    has_weights: bool = True  # not where a fault comes before there are any
     num_orphans: int = 0
     problems: list[str] = field(default_factory=list)
     skipped: str = ""

@@ -162,7 +162,7 @@ def _check_answers(api: str, named_by: str) -> None:
     address = urlsplit(api)
     opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if address.hostname in LOOPBACK else []))
     try:
-        opener.open(f"{api.rstrip('/')}/health", timeout=REFUSED_SECONDS).close()
+        opener.open(f"{_without_password(api).rstrip('/')}/health", timeout=REFUSED_SECONDS).close()
     except urllib.error.HTTPError:
         return  # somebody is there
     except TimeoutError:

@@ -100,7 +100,10 @@ def open_tracking(uri: str, out: Path) -> Tracking:
         if Path(path) == (out / DATABASE).absolute():
             relocate_artifacts(Path(path), Path(artifacts))
     if tracking.is_local:
-        experiment_id(tracking)
+        try:
+            experiment_id(tracking)
+        except MlflowException as error:
+            raise ValueError(f"MLflow cannot use {make_url(uri)!r}: {_first_line(error)}") from error
     return tracking
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import platform
+import stat
 import subprocess
 import sys
 import tempfile
@@ -344,3 +345,26 @@ def test_machine_trains_as_much_as_it_has_cards_or_pairs_of_cores(monkeypatch: p
     assert default_slots() == 2
     monkeypatch.setenv(DEVICE, "cpu")
     assert default_slots() == max(1, num_cores() // 2)
+
+
+def test_a_folder_of_slots_that_users_share_and_its_locks_are_for_all_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SLOTS_FOLDER, str(tmp_path / "shared"))
+    umask = os.umask(0o077)
+    try:
+        with device_slot(slots_folder()):
+            (lock,) = (tmp_path / "shared").glob("*.lock")
+            assert stat.S_IMODE(lock.stat().st_mode) == 0o666
+    finally:
+        os.umask(umask)
+    assert stat.S_IMODE((tmp_path / "shared").stat().st_mode) == 0o777
+
+
+def test_a_lock_of_another_user_is_named_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refused)
+    with pytest.raises(ValueError, match="cannot be opened .Permission denied.; all who share"), device_slot(tmp_path):
+        pass
