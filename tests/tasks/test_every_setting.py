@@ -92,7 +92,7 @@ READ_BY_SDS = {  # before a learned background
 DIGEST = cache(weights_digest)
 
 
-def keyed(run: Run, key: StageKey, settings: Mapping[str, Any], produce: Any, trains: bool = False) -> Output:
+def keyed(run: Run, key: StageKey, settings: Mapping[str, Any], produce: Any, needs: str = "cores") -> Output:
     """Stand in for `run_stage`: the key is all, and the content always the same."""
     return Output(
         stage=key.stage, key=key.digest, folder="", digest="", result={}, metrics={}, mlflow_run_id="", seconds=0.0
