@@ -148,7 +148,8 @@ def changed(before: Mapping[str, str], after: Mapping[str, str]) -> set[str]:
 STILL_OTHER = {"distill.background": "grey"}
 OTHER = {
     "retrieval.clip_model": "mini:judge", "retrieval.views": "each", "retrieval.up_axis": "+Z",
-    "retrieval.licenses": ("cc0",), "retrieval.use": ("a",), "orientation.front_axis": "-X", "retrieval.leave_out": ("a",),
+    "retrieval.licenses": ("cc0",), "retrieval.use": ("a",), "orientation.front_axis": "-X",
+    "retrieval.leave_out": ("a",),
     "download.base_url": "https://example.org",
     "download.redirect_hosts": ("example.org",), "field.features_per_level": 4, "field.implementation": "torch",
     "prior.model": "mini:judge", "prior.dtype": "bfloat16", "distill.method": "vsd", "distill.background": "learned",
