@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from torch import Tensor
 from index_build.download import DownloadError
 from index_build.views import ViewMaker, Views
 from redream.clip import Clip
+from redream.files import put_in_place
 from redream.meshes.assets import AssetError
 from redream.records import Asset
 
@@ -108,9 +108,7 @@ def write_shard(path: Path, shard: Shard) -> None:
         "sha256": _checksum(shard),
     }
     save_file({"text": shard.text, "image": shard.image}, aside, metadata)
-    with aside.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    put_in_place(aside, path)
 
 
 def read_shard(path: Path) -> Shard | None:

@@ -8,7 +8,6 @@ COLOR_0 linear as the standard wants, where the field's rgb is sRGB. Every file 
 from __future__ import annotations
 
 import json
-import os
 import struct
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +26,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from redream.colors import srgb_to_linear
+from redream.files import put_in_place
 from redream.images import to_images, to_rgb, to_uint8
 from redream.records import Neighbor
 from redream.settings import ExportConfig
@@ -185,7 +185,7 @@ def save_turntable(path: Path | str, frames: Frames, fps: int) -> None:
     ended = subprocess.run(command, input=video.tobytes(), capture_output=True)
     if ended.returncode != 0:
         raise RuntimeError(f"ffmpeg could not write {path.name}: {ended.stderr.decode(errors='replace').strip()}")
-    os.replace(aside, path)
+    put_in_place(aside, path)
 
 
 def side_by_side(videos: Sequence[Float[Tensor, "_ _ _ 3"]]) -> Float[Tensor, "time height width 3"]:
@@ -209,7 +209,7 @@ def write_aside(path: Path | str, content: bytes) -> None:
     path = Path(path)
     aside = path.with_name(path.name + ".part")
     aside.write_bytes(content)
-    os.replace(aside, path)
+    put_in_place(aside, path)
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ ROOMS = {  # of each package, from the bottom; a module imports its own room and
             "presets",
             "records",
             "versions",
+            "files",
             "weights",
             "cameras",
             "colors",

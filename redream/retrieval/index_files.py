@@ -32,6 +32,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float16
 
+from redream.files import put_in_place, sync
 from redream.records import Asset
 from redream.retrieval.lexical_recall import LEXICAL_FILES
 from redream.retrieval.text_recall import EXACT, SCANN_FILES, read_array
@@ -168,11 +169,8 @@ def write_manifest(manifest: IndexManifest) -> None:
     del content["index_dir"]  # the folder may move
     path = Path(manifest.index_dir, MANIFEST)
     aside = path.with_name(f".{MANIFEST}.{uuid.uuid4().hex[:8]}")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=2, sort_keys=True) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    aside.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    put_in_place(aside, path)
 
 
 def new_generation(index_dir: Path) -> Path:
@@ -193,11 +191,13 @@ def seal_files(generation: Path) -> dict[str, FileSeal]:
     """Hash the files of a generation once the disk has them: the manifest's rename must not come before them."""
     seals = {}
     for path in sorted(path for path in generation.rglob("*") if path.is_file()):
+        sync(path)
         with path.open("rb") as file:
-            os.fsync(file.fileno())
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         seal = FileSeal(size=path.stat().st_size, sha256=sha256, sample_sha256=_sample_sha256(path))
         seals[path.relative_to(generation).as_posix()] = seal
+    for folder in [generation, *(path for path in generation.rglob("*") if path.is_dir())]:
+        sync(folder)
     return seals
 
 

@@ -25,6 +25,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from redream.files import put_in_place, sync
 from redream.versions import package_versions
 
 MANIFEST = "manifest.json"
@@ -157,7 +158,11 @@ class Store:
         target.parent.mkdir(parents=True, exist_ok=True)
         # Only what is not complete can stand in the way: under the key's lock, a complete output is never made again.
         shutil.rmtree(target, ignore_errors=True)
+        for folder in [output, *(path for path in output.rglob("*") if path.is_dir())]:
+            sync(folder)
         os.rename(output, target)
+        for folder in (target.parent, target.parent.parent):  # which may be new as well
+            sync(folder)
         shutil.rmtree(partial)
         published = self.find(key)
         assert published is not None
@@ -182,11 +187,8 @@ def write_json(path: Path, content: Any) -> None:
     """Write JSON so that the file is either the old or the whole new one."""
     text = json.dumps(_plain(content), indent=1)
     aside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
-    with open(aside, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    aside.write_text(text)
+    put_in_place(aside, path)
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -195,9 +197,8 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _sealed(path: Path) -> dict[str, Any]:
     """Return a file's hash and size once the disk has it: a rename must not reach the disk before the content."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "size": path.stat().st_size}
+    sync(path)
+    return {"sha256": file_digest(path), "size": path.stat().st_size}
 
 
 def _hash_json(content: Any) -> str:

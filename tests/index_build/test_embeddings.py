@@ -13,6 +13,7 @@ from index_build.embeddings import Shard, embed_assets, embed_captions, embed_to
 from redream.clip import Clip
 from redream.meshes.assets import AssetError
 from redream.records import Asset
+from tests.disk import watched_disk
 
 
 def test_an_asset_is_the_normalised_mean_of_its_views_in_any_order(clip: Clip):
@@ -108,3 +109,9 @@ def test_behind_a_refused_asset_every_embedding_is_its_own(clip: Clip, assets: l
         np.testing.assert_allclose(shard.text[row], embed_captions([asset], clip)[0], atol=1e-3)
         np.testing.assert_allclose(shard.image[row], embed_views(own_views(asset), clip, 2), atol=1e-3)
     assert np.abs(shard.text[0] - shard.text[1]).max() > 0.01 < np.abs(shard.image[0] - shard.image[1]).max()
+
+
+def test_a_shard_is_on_the_disk_before_its_rename_and_the_folder_after_it(tmp_path: Path):
+    with watched_disk() as disk:
+        write_shard(tmp_path / "shards" / "one.safetensors", some_shard())
+    assert disk.is_safe() and disk.renamed == [tmp_path / "shards" / "one.safetensors"]

@@ -101,6 +101,9 @@ class GaussianPrior(StableDiffusionPrior):
         self.calls: list[Call] = []
         self.loras: list[tuple[str, int, int]] = []
 
+    def rest(self) -> None:
+        """Leave everything where it is: there are no networks to move."""
+
     def prompt_embeds(self, prompt: str) -> PromptEmbeds:
         assert prompt == PROMPT
         numbers = torch.arange(len(VIEW_NAMES), dtype=torch.float32)

@@ -16,6 +16,7 @@ import pytest
 
 from redream.presets import smoke
 from tasks.machinery.store import MANIFEST, Output, StageKey, Store, read_output, stage_key, write_json
+from tests.disk import watched_disk
 
 RENDER = {
     "stage": "render",
@@ -190,3 +191,26 @@ def test_json_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_folder_without_manifest_is_no_output(tmp_path: Path) -> None:
     assert read_output(tmp_path) is None
     assert read_output(tmp_path / "absent") is None
+
+
+def test_an_output_is_on_the_disk_before_its_rename_and_the_folder_after_it(tmp_path: Path) -> None:
+    with watched_disk() as disk:
+        output = make(Store(tmp_path), key_of())
+    assert disk.is_safe() and disk.renamed[-1] == Path(output.folder)
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
+def test_a_record_whose_write_fails_half_way_stays_the_old_one(
+    failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with watched_disk() as disk:
+        write_json(tmp_path / "run.json", {"state": "old"})
+    assert disk.is_safe()
+
+    def full(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, failing, full)
+    with pytest.raises(OSError, match="no space"):
+        write_json(tmp_path / "run.json", {"state": "new"})
+    assert json.loads((tmp_path / "run.json").read_text()) == {"state": "old"}
