@@ -182,7 +182,7 @@ def test_adaptation_stays_on_its_device_and_its_adapter_loads_there(cuda, v_prio
     next(steps)
     assert cuda.syncs.total() <= WAITS_PER_ADAPTATION_STEP, cuda.syncs
     assert list(steps)[-1].is_last
-    assert sample_views(prior, PROMPT, 2.0, config, seed=0).device.type == "cuda"
+    assert sample_views(prior, PROMPT, config, seed=0).device.type == "cuda"
     prior.save_adapter(tmp_path)
     another = the_prior(v_prior_folder)
     another.load_adapter(tmp_path)
