@@ -21,25 +21,8 @@ import numpy as np
 from redream.retrieval.lexical_recall import open_lexical, write_lexical
 from redream.retrieval.nouns import TABLE, named_things
 
-LOOKS = [
-    "red",
-    "blue",
-    "green",
-    "small",
-    "large",
-    "wooden",
-    "metal",
-    "old",
-    "white",
-    "black",
-    "shiny",
-    "cartoon",
-    "realistic",
-    "yellow",
-    "brown",
-    "tall",
-    "round",
-]  # noqa: SIM905
+LOOKS = ["red", "blue", "green", "small", "large", "wooden", "metal", "old", "white", "black", "shiny", "cartoon"]
+LOOKS += ["realistic", "yellow", "brown", "tall", "round"]
 NUM_QUERIES = 100
 NUM_RECALL = 100
 
