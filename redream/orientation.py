@@ -20,7 +20,7 @@ from torch import Tensor
 
 from redream.cameras import Camera, orbit
 from redream.clip import Clip
-from redream.records import FrontAxis, UpAxis
+from redream.records import Asset, FrontAxis, UpAxis
 from redream.settings import OrientationConfig
 
 VIEWS = ("front", "side", "back")
@@ -52,6 +52,15 @@ def find_front(
     similarity = clip.embed_images(images) @ clip.embed_text(prompts).T
     view_scores = similarity.reshape(len(images), len(VIEWS), len(TEMPLATES)).mean(dim=-1)
     return choose_front(front_evidence(view_scores.cpu()), config.min_margin)
+
+
+def front_of(
+    asset: Asset, images: Float[Tensor, "poses 3 height width"], clip: Clip, config: OrientationConfig
+) -> Orientation:
+    """Return where an asset's front is: as its table or the settings say, else found in its renders."""
+    if stated := asset.front_axis or config.front_axis:
+        return stated_front(stated, asset.up_axis)
+    return find_front(images, asset.caption, clip, config)
 
 
 def stated_front(front_axis: FrontAxis, up_axis: UpAxis) -> Orientation:

@@ -21,7 +21,7 @@ from redream.meshes.assets import load_asset, normalize_mesh, turn_mesh
 from redream.metrics.a_lpips import ALpips
 from redream.metrics.perceptual import PerceptualNet
 from redream.metrics.report import EvaluationReport, evaluate_views
-from redream.orientation import find_front, ring_cameras
+from redream.orientation import front_of, ring_cameras
 from redream.prior.adaptation import adapt_prior
 from redream.prior.stable_diffusion import StableDiffusionPrior
 from redream.render.mesh import AssetViews, render_mesh
@@ -39,15 +39,18 @@ def generate(prompt: str, config: RunConfig, index_dir: Path | str, folder: Path
     """
     clip = Clip(config.retrieval.clip_model)
     found = AssetIndex.open(index_dir, clip).search(prompt, config.retrieval.num_recall, config.retrieval.num_assets)
-    captions = [neighbor.asset.caption for neighbor in found.neighbors]
+    neighbors = found.taken(config.retrieval.take_weak)
+    if not neighbors:
+        raise ValueError(f"no asset of the index fits {prompt!r}; without assets the method is vsd")
+    captions = [neighbor.asset.caption for neighbor in neighbors]
 
     # Sec. 5.1 and App. B: turn every asset to its front, and render it from random cameras.
     generator = torch.Generator().manual_seed(stage_seed(seed, "render"))
     views = []
-    for neighbor in found.neighbors:
+    for neighbor in neighbors:
         scene = normalize_mesh(load_asset(neighbor.asset, config.mesh), config.render.object_radius)
         ring = composite(render_mesh(scene, ring_cameras(config.orientation, clip.image_size)), 1.0)
-        front = find_front(to_images(ring), neighbor.asset.caption, clip, config.orientation)
+        front = front_of(neighbor.asset, to_images(ring), clip, config.orientation)
         camera = sample_cameras(config.camera, config.render.num_views, config.render.image_size, generator)
         views.append(AssetViews(render_mesh(turn_mesh(scene, -front.azimuth_deg), camera), camera))
 
@@ -66,7 +69,7 @@ def generate(prompt: str, config: RunConfig, index_dir: Path | str, folder: Path
     particle = _distill(prompt, config, views, folder, seed, until_step=config.distill.num_steps)
 
     save_file(particle.state_dict(), folder / "particle.safetensors")
-    mesh, origin = folder / "mesh.glb", provenance(prompt, found.neighbors)
+    mesh, origin = folder / "mesh.glb", provenance(prompt, neighbors)
     export_mesh(particle.field.density_and_color, config.export, config.field.radius, mesh, origin)
     return _evaluate(prompt, config, particle)
 

@@ -45,3 +45,7 @@ class Neighbor:
 class Retrieval:
     prompt: str
     neighbors: tuple[Neighbor, ...]  # nearest first
+
+    def taken(self, take_weak: bool) -> tuple[Neighbor, ...]:
+        """Return those that an object is made from."""
+        return tuple(neighbor for neighbor in self.neighbors if take_weak or not neighbor.is_weak)

@@ -36,7 +36,7 @@ def align(run: Run, retrieval: Output, clip_model: str, config: OrientationConfi
         from redream.clip import Clip
         from redream.images import composite, image_grid, to_images, to_uint8
         from redream.meshes.assets import load_asset, normalize_mesh
-        from redream.orientation import find_front, ring_cameras, stated_front
+        from redream.orientation import front_of, ring_cameras
         from redream.render.mesh import gl_renderer, render_mesh
 
         clip = Clip(clip_model, work.device)
@@ -47,10 +47,7 @@ def align(run: Run, retrieval: Output, clip_model: str, config: OrientationConfi
         for number, neighbor in enumerate(work.track(neighbors, len(neighbors))):
             scene = normalize_mesh(load_asset(neighbor.asset, limits), OBJECT_RADIUS)
             rgb = composite(render_mesh(scene, camera), 1.0)
-            if stated := neighbor.asset.front_axis or config.front_axis:
-                orientation = stated_front(stated, neighbor.asset.up_axis)
-            else:
-                orientation = find_front(to_images(rgb), neighbor.asset.caption, clip, config)
+            orientation = front_of(neighbor.asset, to_images(rgb), clip, config)
             found.append({"asset_id": neighbor.asset.asset_id, **asdict(orientation)})
             work.metrics[f"margin_{number}"] = orientation.margin
             work.tracker.log_image(to_uint8(image_grid(rgb, columns=8)), key="align/ring", step=number)

@@ -26,7 +26,7 @@ from tasks.machinery.store import Output, StageKey, file_digest, stage_key, writ
 from tasks.runs.run import Run
 from tasks.runs.stage import RETRIES, RETRY_DELAYS, Work, is_passing, run_stage
 
-STAGE_VERSION = 5
+STAGE_VERSION = 6
 OWN_LICENSE = "the user's own"
 
 
@@ -47,14 +47,11 @@ def retrieve(
     key = retrieved_key(run.prompt, index, config)
 
     def produce(work: Work) -> dict[str, object]:
-        found = search(index, run.prompt, config).neighbors
-        taken = [neighbor for neighbor in found if config.take_weak or not neighbor.is_weak]
-        retrieval = Retrieval(prompt=run.prompt, neighbors=tuple(taken))
+        found = search(index, run.prompt, config)
+        retrieval = replace(found, neighbors=found.taken(config.take_weak))
         fetch_meshes(retrieval, download, limits)
-        return {
-            **_save(retrieval, limits, work),
-            "weak": [asdict(neighbor) for neighbor in found if neighbor not in taken],
-        }
+        weak = [asdict(neighbor) for neighbor in found.neighbors if neighbor not in retrieval.neighbors]
+        return {**_save(retrieval, limits, work), "weak": weak}
 
     return run_stage(run, key, key.identity["settings"], produce)
 

@@ -29,8 +29,8 @@ MARKERS = {"_on_a_gpu": "gpu", "_from_the_network": "network", "_in_minutes": "s
 
 def pytest_configure(config: pytest.Config) -> None:
     """Hide the machine's GPUs from the tests and from what they start, unless the tests that need one are asked for."""
-    markers = config.getoption("markexpr")
-    is_named = any("_on_a_gpu" in text for text in (config.getoption("keyword"), *config.args))
+    markers, words = (str(config.getoption(name) or "") for name in ("markexpr", "keyword"))
+    is_named = any("_on_a_gpu" in text for text in (words, *config.args))
     if not is_named and ("gpu" not in markers or "not gpu" in markers):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 

@@ -204,7 +204,7 @@ def _confirmed(request: Request) -> list[str]:
     retrieval = search(place, request.prompt, request.config.retrieval)
     sheet = request.out / "assets.html"
     write_sheet(sheet, retrieval, request.config)
-    taken = [n.asset.asset_id for n in retrieval.neighbors if request.config.retrieval.take_weak or not n.is_weak]
+    taken = [each.asset.asset_id for each in retrieval.taken(request.config.retrieval.take_weak)]
     question = f"start from {', '.join(taken)}?" if taken else "nothing fits; go on without assets?"
     print(f"assets for {request.prompt!r}: {sheet}\n{question} [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):

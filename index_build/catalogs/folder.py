@@ -7,6 +7,8 @@ in the folder: never anything inside the file, which its next export would chang
 
 from __future__ import annotations
 
+import difflib
+import logging
 import os
 import re
 import unicodedata
@@ -21,6 +23,9 @@ from index_build.catalogs.digests import FileDigest
 from index_build.catalogs.gltf_head import gltf_json
 from redream.records import MESH_SUFFIXES, Asset, UpAxis
 
+logger = logging.getLogger(__name__)
+
+MAX_NAMED = 5  # captions that match no file
 # File names that say nothing, as Sketchfab's and Blender's exports have them; the folder's name then speaks.
 _BLANK_NAMES = {"scene", "model", "mesh", "object", "untitled", "source", "output", "export"}
 
@@ -121,6 +126,8 @@ def _rows_by_file(files: list[str], root: Path, captions: Path, dropped: Counter
         reason = reason if matches else "caption of no file"
         dropped[reason] += 1
         num_wrong += 1
+        if len(matches) != 1 and num_wrong <= MAX_NAMED:
+            logger.warning(_unmatched(row, matches, files))
         if len(shown) < MAX_SHOWN:
             shown.append(f"{clean_text(row.path or row.uid, 80)!r}: {reason}")
     refuse_if_most(captions, num_wrong, len(rows), shown)
@@ -143,6 +150,18 @@ def _names(row: CaptionRow, captions: Path, root: Path) -> Iterator[str]:
 def _alike(name: str) -> str:
     """Return a name without what systems and spreadsheets change: separators, Unicode form, letter case."""
     return unicodedata.normalize("NFC", name.replace("\\", "/")).casefold()
+
+
+def _unmatched(row: CaptionRow, matches: list[str], files: list[str]) -> str:
+    """Say which files a row's name means, or which is nearest to it."""
+    name = clean_text(row.path or row.uid, 80)
+    if matches:
+        return f"a caption of {name!r} is left out: that could be {' or '.join(matches[:3])}"
+    names = {os.path.basename(file): file for file in reversed(files)}
+    close = difflib.get_close_matches(os.path.basename(name), names, n=1)
+    return f"a caption of {name!r} is left out: there is no such file" + (
+        f"; did you mean {names[close[0]]}?" if close else ""
+    )
 
 
 def _described(root: Path, file: str, row: CaptionRow | None, up_axis: UpAxis) -> Asset:

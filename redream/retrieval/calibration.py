@@ -31,7 +31,7 @@ class Calibration:
     renders: Float[np.ndarray, "sample views dim"]
     mean: float  # cosine of captions with renders of other objects
     deviation: float  # of the same, without the means of caption and render
-    separation: float  # d
+    separation: float  # d, at least
     num_kinds: int  # of things that the sample's captions name
 
     @classmethod
@@ -53,7 +53,8 @@ class Calibration:
         of_caption, of_render = others.sum(axis=1) / (num - 1), others.sum(axis=0) / (num - 1)
         centered = cosines - of_caption[:, None] - of_render + mean
         deviation = max(float(centered[is_other].std()), 1e-6)
-        separation = max(float(np.diag(centered).mean()) / deviation, 0.0)
+        # Two standard errors below the mean: what a few assets seem to say is chance.
+        separation = max(float(np.diag(centered).mean()) / deviation - 2.0 / math.sqrt(num), 0.0)
         return cls(captions, renders, mean, deviation, separation, max(len(kinds), 1))
 
     def log_odds(

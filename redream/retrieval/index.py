@@ -132,7 +132,9 @@ class AssetIndex:
         if not 1 <= top_k <= num_recall:
             raise ValueError(f"top_k is {top_k} and num_recall {num_recall}; they must be 1 <= top_k <= num_recall")
         query = self._clip.embed_prompt(prompt)
-        may_be_found = self._may_be_found(allows, leave_out)
+        may_be_found = self.allowed(allows, leave_out)
+        if may_be_found is not None and not may_be_found.any():
+            raise ValueError(f"index {self.manifest.index_dir} has no asset that the licences and --not leave over")
         rows, _ = self._recall_among(query, num_recall, may_be_found)
         word_scores = np.zeros(len(rows), np.float32)
         if self._words is not None:
@@ -168,8 +170,8 @@ class AssetIndex:
     ) -> Iterator[Neighbor]:
         """Yield assets by their evidence: exact captions first, weak matches last; what has none is left out."""
         image_scores, text_scores = self.image_scores(query, rows), self._text_scores(query, rows)
-        self._require_finite(image_scores, text_scores)
         log_odds = self.calibration.log_odds(query, image_scores, self.image_vectors[rows])
+        self._require_finite(image_scores, text_scores, log_odds)
         captions = self.assets.table["caption"].take(pa.array(rows)).to_pylist()
         asked, things = _plain(prompt), named_things(prompt)
         is_exact = np.array([_plain(caption) == asked for caption in captions], bool)
@@ -214,7 +216,7 @@ class AssetIndex:
         self, query: Float[np.ndarray, " dim"], num: int, allows: Callable[[str], bool] | None = None
     ) -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, " k"]]:
         """Return the rows whose captions are nearest to a unit vector, and their cosines."""
-        return self._recall_among(query, num, self._may_be_found(allows, ()))
+        return self._recall_among(query, num, self.allowed(allows))
 
     def _recall_among(
         self, query: Float[np.ndarray, " dim"], num: int, may_be_found: Bool[np.ndarray, " assets"] | None
@@ -242,8 +244,8 @@ class AssetIndex:
         texts = self.assets.table["caption"].take(pa.array(rows)).to_pylist()
         return Calibration.of(self.text_vectors[rows], self.image_vectors[rows], texts)
 
-    def _may_be_found(
-        self, allows: Callable[[str], bool] | None, leave_out: Sequence[str]
+    def allowed(
+        self, allows: Callable[[str], bool] | None, leave_out: Sequence[str] = ()
     ) -> Bool[np.ndarray, " assets"] | None:
         """Tell which rows may be found; None stands for all. Each distinct licence is judged once."""
         if allows is None and not leave_out:
@@ -254,7 +256,7 @@ class AssetIndex:
             is_allowed = np.array([allows(text) for text in texts.dictionary.to_pylist()], dtype=bool)
             may_be_found &= is_allowed[texts.indices.to_numpy()]
         if leave_out:
-            named = pc.is_in(self.assets.table["asset_id"], value_set=pa.array(leave_out, pa.string()))
+            named = pc.is_in(self.assets.table["asset_id"], value_set=pa.array(leave_out, pa.string()))  # pyright: ignore[reportAttributeAccessIssue]  # made at import
             may_be_found &= ~named.to_numpy()
         return may_be_found
 

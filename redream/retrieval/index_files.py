@@ -135,7 +135,7 @@ class AssetRows(Sequence[Asset]):
     def places(self, asset_ids: Sequence[str]) -> list[int]:
         """Return the rows of assets by their ids, or raise `ValueError` with the ids nearest to an unknown one."""
         column = self.table["asset_id"]
-        places = pc.index_in(pa.array(asset_ids, pa.string()), value_set=column.combine_chunks()).to_pylist()
+        places = pc.index_in(pa.array(asset_ids, pa.string()), value_set=column.combine_chunks()).to_pylist()  # pyright: ignore[reportAttributeAccessIssue]
         for asset_id, place in zip(asset_ids, places, strict=True):
             if place is None:
                 close = difflib.get_close_matches(asset_id, column.to_pylist(), n=3, cutoff=0.5)

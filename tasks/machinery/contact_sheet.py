@@ -55,8 +55,8 @@ def _picture(asset: Asset, config: RunConfig) -> tuple[bytes, str]:
         scene = normalize_mesh(load_asset(asset, config.mesh), config.render.object_radius)
     except (AssetError, DownloadError) as error:
         return b"", str(error)
-    angles = (torch.tensor([value]) for value in (AZIMUTH_DEG, ELEVATION_DEG, DISTANCE, FOVY_DEG))
-    camera = cameras_at(*angles, PIXELS)
+    azimuth, elevation, distance, fovy = torch.tensor([AZIMUTH_DEG, ELEVATION_DEG, DISTANCE, FOVY_DEG]).split(1)
+    camera = cameras_at(azimuth, elevation, distance, fovy, PIXELS)
     buffer = io.BytesIO()
     pixels = to_uint8(composite(render_mesh(scene, camera), 1.0)[0])
     Image.fromarray(pixels).save(buffer, format="JPEG", quality=85)

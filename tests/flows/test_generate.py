@@ -138,6 +138,25 @@ def test_changed_setting_computes_only_what_depends_on_it(made: Made, world: Wor
     assert computed == {"evaluate", "export"}
 
 
+def test_a_prompt_that_no_asset_fits_goes_on_as_vsd(world: World, out: Path) -> None:
+    settings = {**world.settings, "retrieval.take_weak": False}
+    alone = generate("a grand piano", preset="smoke", index=world.index, settings=settings, out=str(out))
+    assert set(alone.stages) == {"retrieve", "distill", "evaluate", "export"}
+    assert alone.neighbors == []
+    vsd = generate("a grand piano", preset="smoke", method="vsd", settings=settings, out=str(out))
+    assert Path(vsd.mesh).read_bytes() == Path(alone.mesh).read_bytes()
+    assert vsd.stages["distill"] == "cached"
+
+
+def test_only_what_fits_is_taken_and_what_was_chosen_always(world: World, out: Path) -> None:
+    settings = {**world.settings, "retrieval.take_weak": False}
+    fitting = generate("a red box", preset="smoke", index=world.index, settings=settings, out=str(out))
+    assert [neighbor["asset"]["asset_id"] for neighbor in fitting.neighbors] == ["box"]
+    settings |= {"retrieval.use": ["pipe", "ball"]}
+    chosen = generate("a red box", preset="smoke", index=world.index, settings=settings, out=str(out))
+    assert [neighbor["asset"]["asset_id"] for neighbor in chosen.neighbors] == ["pipe", "ball"]
+
+
 def test_methods_without_retrieval_skip_its_stages(made: Made, world: World, out: Path) -> None:
     sds = generate(PROMPT, preset="smoke", method="sds", settings=world.settings, out=str(out))
     assert set(sds.stages) == {"distill", "evaluate", "export"}

@@ -75,7 +75,9 @@ class CudaTensor(torch.Tensor):
         return f"CudaTensor({self.inner!r})"
 
     def __deepcopy__(self, memo: Any) -> CudaTensor:
-        return CudaTensor(self.inner.clone()).requires_grad_(self.requires_grad)
+        copy = CudaTensor(self.inner.clone())
+        copy.requires_grad_(self.requires_grad)
+        return copy
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return restored, (self.inner.detach(), self.requires_grad)

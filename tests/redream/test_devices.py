@@ -230,7 +230,7 @@ def test_mistakes_are_noticed(cuda) -> None:
     here, there = torch.ones(3), torch.ones(3).cuda()
     generator = torch.Generator()
     with pytest.raises(simulated.DeviceMistake, match="both cuda:0 and cpu"):
-        here + there
+        _ = here + there
     with pytest.raises(simulated.DeviceMistake, match="draws on the GPU"):
         torch.randn(3, device="cuda")
     with pytest.raises(simulated.DeviceMistake, match="draws on the GPU"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,11 @@ from PIL import Image
 from prefect.client.schemas.objects import State
 
 from redream.meshes.assets import load_mesh, named_files
+from redream.presets import mini
 from redream.records import Asset, Neighbor, Retrieval
 from redream.settings import DownloadConfig, MeshLimits
 from tasks.machinery.store import Output
-from tasks.retrieval import OWN_LICENSE, fetch_meshes, load_retrieval, take_assets
+from tasks.retrieval import OWN_LICENSE, fetch_meshes, load_retrieval, remarks, take_assets
 from tasks.runs.run import Run
 from tests.index_build.hostile_server import content as answer_of
 from tests.index_build.hostile_server import serving
@@ -47,6 +49,27 @@ def obj(tmp_path: Path) -> Path:
     (folder / "a box.mtl").write_text("newmtl m\nmap_Kd -s 1 1 1 wood.png\n")
     Image.fromarray(np.full((4, 4, 3), 99, dtype=np.uint8)).save(folder / "wood.png")
     return folder / "box.obj"
+
+
+def neighbor_of(caption: str) -> dict[str, Any]:
+    return {"asset": {"asset_id": "a", "caption": caption}}
+
+
+def found(*neighbors: dict[str, Any], weak: tuple[dict[str, Any], ...] = ()) -> Any:
+    return SimpleNamespace(result={"neighbors": list(neighbors), "weak": list(weak)})
+
+
+def test_a_color_that_differs_from_the_assets_is_said_with_the_setting_that_decides() -> None:
+    (line,) = remarks(found(neighbor_of("a red truck")), "a blue truck", mini())
+    assert "red" in line and "blue" in line and "distill.delta_weight" in line and "0.3" in line
+    for prompt in ("a red truck", "a truck", "a red and blue truck"):
+        assert remarks(found(neighbor_of("a red truck")), prompt, mini()) == []
+
+
+def test_that_nothing_fits_is_said_with_the_nearest_and_how_to_take_it() -> None:
+    (line,) = remarks(found(weak=(neighbor_of("a red truck"),)), "a piano", mini())
+    assert "a, 'a red truck'" in line and "--use" in line and "vsd" in line
+    assert len(remarks(found(), "a piano", mini())) == 1
 
 
 def test_own_mesh_stands_on_the_axis_that_was_asked_for(run: Run, obj: Path) -> None:

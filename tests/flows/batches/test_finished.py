@@ -78,7 +78,7 @@ def test_requests_are_alike_in_any_order_and_differ_in_any_value() -> None:
 @pytest.fixture
 def mesh(tmp_path: Path) -> Path:
     """A box with its material and picture."""
-    (tmp_path / "box.obj").write_text("mtllib box.mtl\nusemtl m\n" + trimesh.creation.box().export(file_type="obj"))
+    (tmp_path / "box.obj").write_text(f"mtllib box.mtl\nusemtl m\n{trimesh.creation.box().export(file_type='obj')}")
     (tmp_path / "box.mtl").write_text("newmtl m\nmap_Kd -s 1 1 1 wood.png\n")
     Image.new("RGB", (2, 2), (9, 9, 9)).save(tmp_path / "wood.png")
     return tmp_path / "box.obj"

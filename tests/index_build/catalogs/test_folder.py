@@ -108,6 +108,27 @@ def test_rows_that_fit_several_files_or_one_file_twice_are_counted(tmp_path: Pat
     assert catalog.dropped == {"caption of several files": 1, "second caption of a file": 1}
 
 
+def test_a_bare_name_in_the_path_column_is_found_in_any_folder(tmp_path: Path):
+    folder = make(tmp_path / "meshes", sub__chair_dot_glb=b"x", lamp_dot_stl=b"x")
+    captions = tmp_path / "captions.csv"
+    captions.write_text("path,caption,uid\nchair.glb,a chair,one\nlamp,a lamp,two\n")
+    assert captions_of(open_it(folder, captions)) == {"one": "a chair", "two": "a lamp"}
+
+
+def test_captions_that_match_no_file_are_named_with_the_nearest(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    right = {f"thing{number}_dot_glb": b"x" for number in range(3)}  # a table of which most rows are wrong is refused
+    folder = make(tmp_path / "meshes", chair_dot_glb=b"x", a__cup_dot_glb=b"x", b__cup_dot_glb=b"x", **right)
+    captions = tmp_path / "captions.csv"
+    rows = "".join(f"thing{number}.glb,a thing\n" for number in range(3))
+    captions.write_text(f"path,caption\n{rows}chiar.glb,a chair\ncup.glb,a cup\nzebra.obj,a zebra\n")
+    open_it(folder, captions)
+    assert caplog.messages == [
+        "a caption of 'chiar.glb' is left out: there is no such file; did you mean chair.glb?",
+        "a caption of 'cup.glb' is left out: that could be a/cup.glb or b/cup.glb",
+        "a caption of 'zebra.obj' is left out: there is no such file",
+    ]
+
+
 def test_two_files_never_share_an_id(tmp_path: Path):
     folder = make(tmp_path / "m", a_dot_glb=glb(), b_dot_glb=glb())
     (tmp_path / "captions.csv").write_text("uid,path,caption\nx,a.glb,one\nx,b.glb,two\n")

@@ -200,5 +200,5 @@ def test_all_randomness_comes_from_the_seed(method: Method) -> None:
     assert torch.equal(torch.get_rng_state(), before)
     first, again, other = ([step.losses for step in run.steps] for run in runs)
     assert first == again != other
-    fields = [particle.field.network[0].weight for run in runs for particle in run.state.particles]
+    fields = [particle.field.encoding.table for run in runs for particle in run.state.particles]
     assert not torch.equal(fields[0], fields[1]) and torch.equal(fields[0], fields[2])
