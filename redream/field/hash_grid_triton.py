@@ -10,6 +10,7 @@ a run on a GPU is therefore reproducible only up to rounding. Off a GPU the kern
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, no_type_check
 
 import torch
@@ -68,7 +69,9 @@ class _Encode(torch.autograd.Function):
         return grad_positions, grad_table, None
 
 
+@lru_cache(maxsize=8)
 def _level_tensors(levels: tuple[GridLevel, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the levels as the kernels read them; kept, because sending them waits for the GPU."""
     scales = torch.tensor([level.scale for level in levels], dtype=torch.float32)
     shapes = [[level.offset, level.size, level.resolution, int(level.is_hashed)] for level in levels]
     return scales.to(device), torch.tensor(shapes, dtype=torch.int32).to(device)

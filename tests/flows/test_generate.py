@@ -44,7 +44,7 @@ pytestmark = pytest.mark.usefixtures("tracking_uri")
 
 @pytest.fixture(scope="module")
 def made(world: World, out: Path) -> Made:
-    return generate(PROMPT, preset="smoke", index=world.index, settings=world.settings, out=str(out))
+    return generate(PROMPT, preset="smoke", seed=3, index=world.index, settings=world.settings, out=str(out))
 
 
 def test_every_stage_of_a_first_run_is_computed(made: Made, out: Path) -> None:
@@ -71,7 +71,7 @@ def test_the_flow_and_the_plain_pipeline_make_the_same_object_bit_for_bit(
     made: Made, out: Path, world: World, tmp_path: Path
 ) -> None:
     config = with_overrides(smoke(), world.settings)
-    report = pipeline.generate(PROMPT, config, world.index, tmp_path)
+    report = pipeline.generate(PROMPT, config, world.index, tmp_path, seed=3)
     particles = finished_stage(out, read_run(out, made.run_id), "distill")
     assert (tmp_path / "particle.safetensors").read_bytes() == particles.path("particle_0.safetensors").read_bytes()
     assert (tmp_path / "mesh.glb").read_bytes() == Path(made.mesh).read_bytes()
@@ -121,7 +121,7 @@ def test_prefect_has_the_picture_and_the_figures(made: Made, out: Path) -> None:
 
 
 def test_second_identical_run_computes_nothing(made: Made, world: World, out: Path, tracking_uri: str) -> None:
-    again = generate(PROMPT, preset="smoke", index=world.index, settings=world.settings, out=str(out))
+    again = generate(PROMPT, preset="smoke", seed=3, index=world.index, settings=world.settings, out=str(out))
     assert again.stages == dict.fromkeys(STAGES, "cached")
     assert again.metrics == made.metrics
     assert again.run_id != made.run_id
@@ -133,7 +133,7 @@ def test_second_identical_run_computes_nothing(made: Made, world: World, out: Pa
 
 def test_changed_setting_computes_only_what_depends_on_it(made: Made, world: World, out: Path) -> None:
     settings = {**world.settings, "evaluation.elevation_deg": 20.0}
-    changed = generate(PROMPT, preset="smoke", index=world.index, settings=settings, out=str(out))
+    changed = generate(PROMPT, preset="smoke", seed=3, index=world.index, settings=settings, out=str(out))
     computed = {name for name, state in changed.stages.items() if state == "computed"}
     assert computed == {"evaluate", "export"}
 
@@ -189,7 +189,7 @@ def test_rerun_from_a_stage_makes_it_and_its_dependents_anew(made: Made, out: Pa
 def test_rerun_of_a_failed_run_takes_up_where_it_failed(world: World, out: Path) -> None:
     settings = {**world.settings, "export.density_threshold": 1e9}
     with pytest.raises(ValueError, match="the field is empty"):
-        generate(PROMPT, preset="smoke", index=world.index, settings=settings, out=str(out))
+        generate(PROMPT, preset="smoke", seed=3, index=world.index, settings=settings, out=str(out))
     failed = list_runs(out)[-1]
     assert first_unfinished(failed) == "export"
     mended = rerun(failed["run_id"], "", {"export.density_threshold": 1.0}, str(out))
@@ -204,7 +204,7 @@ def test_result_is_json(made: Made) -> None:
 def test_failure_is_recorded_and_raised_as_it_is(world: World, out: Path) -> None:
     settings = {**world.settings, "export.density_threshold": 1e9}
     with pytest.raises(ValueError, match="the field is empty"):
-        generate(PROMPT, preset="smoke", index=world.index, settings=settings, out=str(out))
+        generate(PROMPT, preset="smoke", seed=3, index=world.index, settings=settings, out=str(out))
     last = list_runs(out)[-1]
     assert last["state"] == "failed"
     assert last["stages"]["export"]["state"] == "failed"
