@@ -52,6 +52,8 @@ def main() -> None:
         particle.occupancy.is_occupied = cuda.wrap(third_of_the_ball(field.occupancy_resolution))
         state.step = distill.high_resolution_from_step
         print(f"before the step   {cuda.live_bytes / GIB:6.2f} GiB")
+        cuda.syncs.clear()
+        cuda.peak_bytes = cuda.live_bytes
         started = time.perf_counter()
         next(loop.distill(state, prior, "a chair", [], distill, field, config.camera, state.step + 1))
         print(f"peak in the step  {cuda.peak_bytes / GIB:6.2f} GiB with {chunk:,} samples per chunk")
