@@ -35,5 +35,12 @@ def import_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return {**others, **path, "PYTHONSAFEPATH": "1"}
 
 
+def keep_imports_ours() -> None:
+    """Give this process the environment of `import_environment`, and so every process that it starts."""
+    environment = import_environment(os.environ)
+    os.environ.pop("PYTHONPATH", None)
+    os.environ.update(environment)
+
+
 def _is_here(entry: str) -> bool:
     return os.path.realpath(entry) == os.path.realpath(".")

@@ -12,6 +12,9 @@ ROOT = str(Path(__file__).resolve().parents[2])
 def command() -> None:
     leave_working_directory()
     speak_utf8()
+    from redream.interpreter import keep_imports_ours
+
+    keep_imports_ours()
     from flows.command.app import command as run
 
     run()

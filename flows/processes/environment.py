@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from flows.processes.command_server import start_own_server
-from redream.interpreter import import_environment, python_command
+from redream.interpreter import keep_imports_ours, python_command
 from tasks.tracking.databases import PREFECT, prepare_database, sqlite_url
 
 SERVING_FILE = ".serving.json"  # written by `redream serve` while it runs
@@ -70,7 +70,7 @@ def reach_loopback_directly(environment: MutableMapping[str, str], *hosts: str) 
 
 
 def prepare_environment(out: Path) -> None:
-    os.environ.update(import_environment(os.environ))
+    keep_imports_ours()
     reach_loopback_directly(os.environ)
     for name, value in (QUIET | LOCAL_SERVER).items():
         os.environ.setdefault(name, value)
@@ -103,7 +103,7 @@ def prepare_prefect(environment: MutableMapping[str, str]) -> None:
 
 def prepare_worker(out: Path) -> None:
     """Set what must reach the runs of a worker: where results go, and how often a run says that it is alive."""
-    os.environ.update(import_environment(os.environ))
+    keep_imports_ours()
     reach_loopback_directly(os.environ)
     for name, value in (QUIET | DEPLOYED).items():
         os.environ.setdefault(name, value)

@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
 
 from redream.records import FrontAxis, UpAxis
 from redream.text_files import decoded_text, text_encoding
@@ -112,7 +111,7 @@ def refuse_if_most(path: Path, num_wrong: int, num_right: int, shown: list[str])
 
 
 @contextmanager
-def _plain_lines(path: Path) -> Iterator[BinaryIO]:
+def _plain_lines(path: Path) -> Iterator[io.BufferedIOBase]:
     """Open a file as UTF-8 with line feeds, whatever it is; only spreadsheets write others, which are small."""
     with path.open("rb") as file:
         start = file.read(MAX_ROW_BYTES)
@@ -246,7 +245,7 @@ def _parse(text: str, separator: str) -> tuple[list[str], bool]:
         return [], "unexpected end of data" in str(error)
 
 
-def _lines(file: BinaryIO, dropped: Counter[str]) -> Iterator[str]:
+def _lines(file: io.BufferedIOBase, dropped: Counter[str]) -> Iterator[str]:
     encoding = "utf-8-sig"  # of the first line, which may begin with a mark
     while line := file.readline(MAX_ROW_BYTES):
         if len(line) == MAX_ROW_BYTES and not line.endswith(b"\n"):

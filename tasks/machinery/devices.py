@@ -24,6 +24,7 @@ DEVICE = "REDREAM_DEVICE"  # environment variable
 DRIVER_FILES = Path("/proc/driver/nvidia")
 SMI_SECONDS = 20
 SMALL_GIB = 3.0  # of a GPU's memory: the miniature's stages, or a ViT-L CLIP alone
+SMALL_PRIOR_BYTES = 2**29  # of weights in a local folder; Stable Diffusion has 2.6 GB and more
 FULL_SIZE_GIB = 14.0  # Stable Diffusion 2.1 with its particle; a card of "16 GB" shows 14.6 GiB or more
 OLDEST_DRIVERS = {11: 450, 12: 525, 13: 580}  # by CUDA's major version: NVIDIA's table of minor version compatibility
 FITTING_TORCH = "uv pip install --torch-backend=auto --reinstall torch torchvision"
@@ -87,8 +88,12 @@ def checked_device(text: str) -> str:
 
 
 def needed_gib(config: RunConfig) -> float:
-    """Return how much memory a run that makes an object needs on a GPU."""
-    return SMALL_GIB if config.prior.model.startswith("mini:") else FULL_SIZE_GIB
+    """Return how much memory a run that makes an object needs on a GPU, by the size of its prior."""
+    model = config.prior.model
+    if not model.startswith("mini:") and not Path(model).is_dir():
+        return FULL_SIZE_GIB  # a model of the hub
+    weights = Path(model).rglob("*.safetensors") if not model.startswith("mini:") else ()
+    return FULL_SIZE_GIB if sum(file.stat().st_size for file in weights) > SMALL_PRIOR_BYTES else SMALL_GIB
 
 
 def require_device(needed: float, broken: Mapping[str, Lack] = {}) -> Devices:

@@ -50,14 +50,14 @@ READ = {
     "prior": {"warm_up adapt distill": "model dtype"},
     "adaptation": {
         "adapt": "rank lr_lora lr_tokens num_steps batch_size held_out_share validate_every patience "
-        "num_samples_per_view sample_steps",
+        "num_samples_per_view sample_guidance_scale sample_steps",
     },
     "distill": {
         "index retrieve align render warm_up adapt distill export": "method",
         "warm_up": "warm_up_steps use_initialisation lambda_ret_rgb lambda_ret_opacity variational_sees_assets",
-        "warm_up adapt distill": "guidance_scale background_grey",  # the adaptation draws samples, and greys
+        "warm_up adapt distill": "background_grey",  # the adaptation draws greys too
         "adapt distill": "use_adapter",
-        "warm_up distill": "num_particles views_per_step delta_every delta_weight min_t max_t low_resolution "
+        "warm_up distill": "guidance_scale num_particles views_per_step delta_every delta_weight min_t max_t low_resolution "
         "lr_encoding lr_mlp lr_variational variational_rank camera_dropout lambda_sparsity lambda_opacity_entropy "
         "background",
         # Behind the warm-up's two steps.
