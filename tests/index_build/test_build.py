@@ -63,7 +63,7 @@ def test_a_built_index_opens_and_finds_every_asset_by_its_caption(assets: list[A
     assert listed(index) == assets
     for asset in assets:
         neighbor = index.search(asset.caption, 1, 1).neighbors[0]
-        assert neighbor.asset == asset and neighbor.text_score == pytest.approx(1, abs=2e-3)
+        assert replace(neighbor.asset, border="") == asset and neighbor.text_score == pytest.approx(1, abs=2e-3)
 
 
 def test_the_same_assets_give_the_same_content_wherever_they_are_built(assets: list[Asset], clip: Clip, tmp_path: Path):

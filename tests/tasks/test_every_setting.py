@@ -58,8 +58,8 @@ READ = {
         "warm_up adapt distill": "background_grey",  # the adaptation draws greys too
         "adapt distill": "use_adapter",
         "warm_up distill": "guidance_scale num_particles views_per_step delta_every delta_weight min_t max_t "
-        "low_resolution lr_encoding lr_mlp lr_variational variational_rank camera_dropout lambda_sparsity lambda_opacity_entropy "
-        "background",
+        "low_resolution lr_encoding lr_mlp lr_variational variational_rank camera_dropout lambda_sparsity "
+        "lambda_opacity_entropy background",
         # Behind the warm-up's two steps.
         "distill": "num_steps annealed_max_t anneal_from_step high_resolution high_resolution_from_step "
         "occupancy_every",
