@@ -54,7 +54,7 @@ def batch(
     """Make an object of every prompt and seed; returns `run_id`, `gallery` and `outcomes`.
 
     Args:
-        prompts_file: text with a prompt a line, or JSON lines with settings of their own (`.jsonl`).
+        prompts_file: a list of prompts: lines of text, JSON, JSON lines or a table (docs/prompts.md).
         prompts: the prompts themselves instead.
         preset: mini (CPU, embedded models), sd21 (the paper's setting) or smoke (a few steps, to try the machinery).
         method: redream, or without retrieved assets vsd or sds.

@@ -15,6 +15,7 @@ os.environ.update(
     PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL="CRITICAL",
     PREFECT_SERVER_API_BLOCKS_REGISTER_ON_START="false",
     TOKENIZERS_PARALLELISM="false",
+    OMP_NUM_THREADS="1",  # sums come out the same, whatever else a process computes at the time
     HF_HUB_OFFLINE="1",
     REDREAM_SLOTS=tempfile.mkdtemp(prefix="redream-slots-"),  # nobody else's training holds up a test
 )

@@ -21,7 +21,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -108,7 +108,10 @@ def _places(needed: float) -> list[tuple[Gpu | None, str]]:
     numbers = range(asked or len(gpus))
     places = [(gpus[number % len(gpus)], number // len(gpus)) for number in numbers]
     own = _process.gpu
-    return [(gpu, f"{gpu.uuid}-{turn}") for gpu, turn in places if own is None or gpu.uuid == own.uuid]
+    fitting = [(gpu, f"{gpu.uuid}-{turn}") for gpu, turn in places if own is None or gpu.uuid == own.uuid]
+    if not fitting:
+        raise ValueError(f"this process keeps {own} until it ends, and this run needs another GPU: start it by itself")
+    return fitting
 
 
 def _acquire(
@@ -133,7 +136,7 @@ def _acquire(
                 return lock, gpu
             lock.release()
             assert gpu is not None
-            if is_exclusive(trouble):
+            if is_exclusive(trouble) or "out of memory" in trouble:
                 reason = f"waiting for {gpu}, which another process has for itself ({trouble})"
                 continue
             _process.broken[gpu.uuid] = Lack(found=f"{gpu}, is left out: nothing runs on it ({trouble})")
@@ -155,7 +158,8 @@ def _leave() -> None:
             import torch
 
             gc.collect()
-            torch.cuda.empty_cache()
+            with suppress(RuntimeError):  # of a GPU that has failed; the stage's own error says how
+                torch.cuda.empty_cache()
         assert _process.slot is not None
         _process.slot.release()
         _process.slot = None

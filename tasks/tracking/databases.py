@@ -14,6 +14,7 @@ import shutil
 import sqlite3
 import subprocess
 import tempfile
+import time
 from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -86,7 +87,7 @@ def prepare_database(path: Path, schema: Schema) -> None:
         with FileLock(path.with_name(f".{path.name}.lock")):
             if not _is_usable(path, schema):  # nobody was faster
                 _create(path, schema)
-    except OSError as error:
+    except PermissionError as error:
         raise ValueError(f"{path} cannot be created ({error.strerror}); check the folder's permissions") from error
 
 
@@ -122,9 +123,11 @@ def _create(path: Path, schema: Schema) -> None:
         shutil.copyfile(built, aside)
     with open(aside, "rb+") as file:
         os.fsync(file.fileno())
-    path.unlink(missing_ok=True)
-    for ending in SIDECARS:  # SQLite would take what is left of the old file for a part of the new one
-        path.with_name(path.name + ending).unlink(missing_ok=True)
+    replaced = f"{path.name}.replaced-{time.time_ns()}"
+    for ending in ("", *SIDECARS):  # kept, and out of the way: SQLite would take a journal for a part of the new file
+        old = path.with_name(path.name + ending)
+        if old.exists():
+            old.rename(path.with_name(replaced + ending))
     aside.rename(path)
 
 

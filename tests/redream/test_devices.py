@@ -105,7 +105,7 @@ def test_a_step_of_every_method_stays_on_its_device_and_rarely_waits(cuda, v_pri
     assert {tensor.device.type for tensor in state.particles[0].state_dict().values()} == {"cuda"}
 
 
-def test_a_view_in_chunks_waits_once_more_however_many_there_are(cuda, v_prior_folder) -> None:
+def test_a_view_in_chunks_waits_once_more_however_many_there_are_in_minutes(cuda, v_prior_folder) -> None:
     prior = the_prior(v_prior_folder)
     field_config = replace(FIELD, num_samples_per_ray=200, samples_per_chunk=2**12)
     config = replace(CONFIG, method="sds", low_resolution=32)

@@ -53,7 +53,7 @@ def test_every_prompt_is_shown_and_means_the_same_in_every_locale(hostile: Path,
     assert refused.returncode == 2 and refused.stderr.count(b"\n") == 1
 
 
-@pytest.mark.parametrize("path", ["", ":", ".", f":{ROOT}"])
+@pytest.mark.parametrize("path", [":", f".:{ROOT}"])
 def test_a_hostile_working_directory_is_not_imported_from(hostile: Path, path: str) -> None:
     done = redream(hostile, "doctor", "--json", PYTHONPATH=path)
     assert json.loads(done.stdout), done.stderr
