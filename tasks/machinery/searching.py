@@ -58,7 +58,8 @@ def search(index: IndexPlace, prompt: str, config: RetrievalConfig) -> Retrieval
         say(f"index {index.index_dir} was built without word search; build it again to search by words too")
     if config.use:
         return opened.chosen(prompt, config.use)
-    if allows is not None and not opened.allowed(allows).any():
+    allowed = opened.allowed(allows)
+    if allowed is not None and not allowed.any():
         raise ValueError(f"no asset of index {index.index_dir} is licensed under {', '.join(config.licenses)} alone")
     return opened.search(prompt, config.num_recall, config.num_assets, allows, config.leave_out)
 

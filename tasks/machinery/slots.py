@@ -108,7 +108,9 @@ def _places(needed: float) -> list[tuple[Gpu | None, str]]:
     numbers = range(asked or len(gpus))
     places = [(gpus[number % len(gpus)], number // len(gpus)) for number in numbers]
     own = _process.gpu
-    fitting = [(gpu, f"{gpu.uuid}-{turn}") for gpu, turn in places if own is None or gpu.uuid == own.uuid]
+    fitting: list[tuple[Gpu | None, str]] = [
+        (gpu, f"{gpu.uuid}-{turn}") for gpu, turn in places if own is None or gpu.uuid == own.uuid
+    ]
     if not fitting:
         raise ValueError(f"this process keeps {own} until it ends, and this run needs another GPU: start it by itself")
     return fitting
