@@ -6,6 +6,7 @@ The flow (`flows/generate.py`) does the same with a store, retries and tracking 
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from redream.prior.adaptation import adapt_prior
 from redream.prior.stable_diffusion import StableDiffusionPrior
 from redream.render.mesh import AssetViews, render_mesh
 from redream.retrieval.index import AssetIndex
+from redream.retrieval.licenses import is_allowed
 from redream.seeds import stage_seed
 from redream.settings import RunConfig
 
@@ -38,7 +40,13 @@ def generate(prompt: str, config: RunConfig, index_dir: Path | str, folder: Path
         folder: an empty folder, which also gets the adapter and the state after the warm-up.
     """
     clip = Clip(config.retrieval.clip_model)
-    found = AssetIndex.open(index_dir, clip).search(prompt, config.retrieval.num_recall, config.retrieval.num_assets)
+    index, asked = AssetIndex.open(index_dir, clip), config.retrieval
+    allows = partial(is_allowed, codes=asked.licenses) if asked.licenses else None
+    found = (
+        index.chosen(prompt, asked.use)
+        if asked.use
+        else index.search(prompt, asked.num_recall, asked.num_assets, allows, asked.leave_out)
+    )
     neighbors = found.taken(config.retrieval.take_weak)
     if not neighbors:
         raise ValueError(f"no asset of the index fits {prompt!r}; without assets the method is vsd")
@@ -48,22 +56,24 @@ def generate(prompt: str, config: RunConfig, index_dir: Path | str, folder: Path
     generator = torch.Generator().manual_seed(stage_seed(seed, "render"))
     views = []
     for neighbor in neighbors:
-        scene = normalize_mesh(load_asset(neighbor.asset, config.mesh), config.render.object_radius)
-        ring = composite(render_mesh(scene, ring_cameras(config.orientation, clip.image_size)), 1.0)
+        mesh = load_asset(neighbor.asset, config.mesh)
+        ring = composite(render_mesh(normalize_mesh(mesh, 0.5), ring_cameras(config.orientation, clip.image_size)), 1.0)
         front = front_of(neighbor.asset, to_images(ring), clip, config.orientation)
         camera = sample_cameras(config.camera, config.render.num_views, config.render.image_size, generator)
+        scene = normalize_mesh(mesh, config.render.object_radius)
         views.append(AssetViews(render_mesh(turn_mesh(scene, -front.azimuth_deg), camera), camera))
 
     # Eqs. 3 and 4: the first steps, with the plain prior and the retrieval velocity.
     _distill(prompt, config, views, folder, seed, until_step=config.distill.warm_up_steps)
 
     # Eq. 5: adapt the prior to the assets.
-    prior = StableDiffusionPrior(config.prior)
-    generator = torch.Generator().manual_seed(stage_seed(seed, "adapt"))
-    background = config.distill.background_grey
-    for _ in adapt_prior(prior, views, captions, config.adaptation, config.camera, background, generator):
-        pass
-    prior.save_adapter(folder / "adapter")
+    if config.distill.use_adapter:
+        prior = StableDiffusionPrior(config.prior)
+        generator = torch.Generator().manual_seed(stage_seed(seed, "adapt"))
+        background = config.distill.background_grey
+        for _ in adapt_prior(prior, views, captions, config.adaptation, config.camera, background, generator):
+            pass
+        prior.save_adapter(folder / "adapter")
 
     # Eq. 2 with the adapted prior, and the regulariser of App. B.
     particle = _distill(prompt, config, views, folder, seed, until_step=config.distill.num_steps)
@@ -77,17 +87,17 @@ def generate(prompt: str, config: RunConfig, index_dir: Path | str, folder: Path
 def _distill(
     prompt: str, config: RunConfig, views: list[AssetViews], folder: Path, seed: int, until_step: int
 ) -> Particle:
-    """Optimise from the start or, where there is an adapter, from the state after the warm-up."""
+    """Optimise from the start or, once there has been a warm-up, from the state after it."""
     prior = StableDiffusionPrior(config.prior)
-    is_adapted = (folder / "adapter").is_dir()
-    if is_adapted:
+    is_warm = (folder / "warm_up").is_dir()
+    if (folder / "adapter").is_dir():
         prior.load_adapter(folder / "adapter")
     state = loop.create_state(prior, views, config.distill, config.field, stage_seed(seed, "distill"))
-    if is_adapted:
+    if is_warm:
         state.load(folder / "warm_up")
     for _ in loop.distill(state, prior, prompt, views, config.distill, config.field, config.camera, until_step):
         pass
-    state.save(folder / ("distilled" if is_adapted else "warm_up"))
+    state.save(folder / ("distilled" if is_warm else "warm_up"))
     return state.particles[0]
 
 

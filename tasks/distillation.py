@@ -103,9 +103,7 @@ def reaching_settings(config: DistillConfig, stage: str) -> dict[str, Any]:
     unused |= set(OF_LEARNED_BACKGROUND) if config.background == "grey" else {"background_grey"}
     if not is_warm_up:
         unused |= {"use_initialisation", *OF_INITIALISATION}
-    elif config.use_initialisation:
-        unused |= {"occupancy_every"}  # the asset's hull stays for the whole of the warm-up
-    else:
+    elif not config.use_initialisation:
         unused |= set(OF_INITIALISATION)
     if not has_assets or config.delta_every == 0:
         unused |= {"delta_every", "delta_weight"}

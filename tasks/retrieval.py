@@ -161,7 +161,8 @@ def _save(retrieval: Retrieval, limits: MeshLimits, work: Work) -> dict[str, obj
 
     kept = []
     for number, neighbor in enumerate(retrieval.neighbors):
-        mesh_path = Path(os.path.abspath(neighbor.asset.mesh_path))
+        mesh_path = Path(neighbor.asset.mesh_path)
+        mesh_path = mesh_path.parent.resolve() / mesh_path.name  # as its files are named, whatever links lead there
         files = named_files(mesh_path, limits, neighbor.asset.border)
         top = os.path.commonpath([file.parent for file in files])  # above the mesh where its pictures are next door
         for file in files:

@@ -33,6 +33,7 @@ DensityAndColor = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Occupied = Callable[[Tensor], Tensor]
 
 CANDIDATES_PER_CHUNK = 2**22  # that are tested for occupancy at once; bounds the memory of sampling
+MASK_BYTES = 2**28  # of which candidates are kept, a byte each
 GROUPS_PER_CHUNK = 8  # bounds the rays of a chunk, for rays without samples take memory as well
 
 
@@ -52,6 +53,7 @@ def render_camera(
         samples_per_chunk: the most samples at which the field is evaluated at once.
         rays_per_chunk: the most rays that are sampled at once.
     """
+    rays_per_chunk = max(1, min(rays_per_chunk, MASK_BYTES // num_samples))
     rays = camera_rays(camera)
     rays_o, rays_d = rays.origins.reshape(-1, 3), rays.directions.reshape(-1, 3)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []

@@ -176,7 +176,7 @@ class AssetIndex:
         asked, things = _plain(prompt), named_things(prompt)
         is_exact = np.array([_plain(caption) == asked for caption in captions], bool)
         is_weak = ~np.array([is_named(things, caption) for caption in captions], bool)
-        is_weak &= ~is_exact & (log_odds < self.calibration.convincing)
+        is_weak &= ~is_exact & (log_odds <= self.calibration.convincing)
         # Equal evidence, as of assets that share a caption or a mesh, keeps the order of the index on every machine.
         for i in np.lexsort((rows, -(word_scores + log_odds), is_weak, ~is_exact)):
             if not is_weak[i] or word_scores[i] > 0:

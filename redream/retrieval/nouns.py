@@ -90,7 +90,7 @@ def likeness(first: str, second: str) -> float:
     """Return how much one thing is a kind of the other: 1 for equal ones and synonyms, 0 for strangers."""
     if first == second:
         return 1.0
-    return relatives(first).get(second, 0.0)
+    return max(relatives(first).get(second, 0.0), relatives(second).get(first, 0.0))
 
 
 @lru_cache(maxsize=1024)

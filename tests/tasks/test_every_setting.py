@@ -59,10 +59,9 @@ READ = {
         "adapt distill": "use_adapter",
         "warm_up distill": "guidance_scale num_particles views_per_step delta_every delta_weight min_t max_t "
         "low_resolution lr_encoding lr_mlp lr_variational variational_rank camera_dropout lambda_sparsity "
-        "lambda_opacity_entropy background",
+        "lambda_opacity_entropy background occupancy_every",
         # Behind the warm-up's two steps.
-        "distill": "num_steps annealed_max_t anneal_from_step high_resolution high_resolution_from_step "
-        "occupancy_every",
+        "distill": "num_steps annealed_max_t anneal_from_step high_resolution high_resolution_from_step",
     },
     "evaluation": {
         "evaluate export": "num_views elevation_deg camera_distance fovy_deg background",

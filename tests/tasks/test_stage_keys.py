@@ -121,7 +121,7 @@ def changed(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
         ({"settings": {"distill.high_resolution_from_step": 1}}, ["warm_up", *DISTILLED]),
         ({"settings": {"distill.annealed_max_t": 0.4}}, DISTILLED),
         ({"settings": {"distill.anneal_from_step": 1}}, ["warm_up", *DISTILLED]),
-        ({"settings": {"distill.occupancy_every": 3}}, DISTILLED),
+        ({"settings": {"distill.occupancy_every": 3}}, ["warm_up", *DISTILLED]),
         ({"settings": {"distill.lambda_opacity_entropy": Linear(start=0.0, end=9.0, begin_step=4, end_step=4)}},
          DISTILLED),
         ({"settings": {"distill.lambda_opacity_entropy": Linear(start=9.0, end=0.0, begin_step=1, end_step=1)}},

@@ -92,14 +92,18 @@ class Folder:
             candidates: Iterator[Path] = iter([self._folder / name])
         else:
             candidates = self._spelled(name)
-        for path in candidates:
-            path = Path(os.path.normpath(path))
-            target = path.resolve()
-            is_near = named.kind == "picture" and target.is_relative_to(self._border)
-            is_ours = target.is_relative_to(self._folder) or (is_near and self._is_picture(path))
-            if is_ours and path.is_file():
-                return path
-        return None
+        try:
+            paths = (Path(os.path.normpath(path)) for path in candidates)
+            return next((path for path in paths if self._may_read(path, named)), None)
+        except (OSError, ValueError, RuntimeError):  # no name that a file can have, or links in a circle
+            return None
+
+    def _may_read(self, path: Path, named: Named) -> bool:
+        if not path.is_file():  # nor is a pipe opened, which might never answer
+            return False
+        target = path.resolve()
+        is_near = named.kind == "picture" and target.is_relative_to(self._border)
+        return target.is_relative_to(self._folder) or (is_near and self._is_picture(path))
 
     def _spelled(self, name: str) -> Iterator[Path]:
         yield self._folder / name

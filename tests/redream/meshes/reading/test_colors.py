@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ import pytest
 from PIL import Image
 
 from redream.meshes.assets import load_mesh, named_files, scene_parts
+from redream.meshes.reading.folder import Folder
+from redream.meshes.reading.names import Named
+from redream.settings import MeshLimits
 
 TRIANGLE = "v 0 0 0\nv 1 0 0\nv 0 1 1\nvt 0 0\nvt 1 0\nvt 0 1\n"
 RED = (250, 10, 20)
@@ -174,3 +178,11 @@ def test_colours_of_stl_are_read_in_both_dialects(tmp_path: Path, header: bytes,
 def test_stl_without_colours_has_the_neutral_grey(tmp_path: Path) -> None:
     (tmp_path / "a.stl").write_bytes(stl(b"plain", [0, 0]))
     assert visual(tmp_path / "a.stl").kind is None
+
+
+@pytest.mark.parametrize("name", ["../pipe.png", "x" * 300, "\ud800.png"])
+def test_a_name_that_no_picture_can_have_is_left_out_and_nobody_waits(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "mesh").mkdir()
+    folder = Folder(tmp_path / "mesh" / "a.obj", MeshLimits(), tmp_path)
+    assert folder.files(Named("picture", (name,))) == []
