@@ -141,7 +141,7 @@ def read_captions(path: str | Path, dropped: Counter[str]) -> Iterator[CaptionRo
         start = next(lines, "")
         while start[:4] == "sep=" or (start and not start.strip()):
             start = next(lines, "")
-        separator = max(SEPARATORS, key=lambda each: (start.count(each), -SEPARATORS.index(each)))
+        separator = _separator(start, path)
         wrong = _Wrong(path, dropped)
         rows = _rows(chain([start] if start else [], lines), separator, wrong)
         first = next(rows, [])
@@ -199,6 +199,22 @@ def _checked(cells: list[str], columns: dict[str, int], width: int) -> CaptionRo
         up_axis=_UP_AXES[up_axis],
         front_axis=front_axis,
     )
+
+
+def _separator(start: str, path: Path) -> str:
+    """Return the separator that makes the first line a header, or else the likeliest one.
+
+    A tab is in no caption, and Cap3D's form, which has no header, has commas.
+    """
+    parsed = {separator: _parse(start, separator) for separator in SEPARATORS}
+    for separator, (cells, _) in parsed.items():
+        if _header(cells, path) is not None:
+            return separator
+    for separator in sorted(SEPARATORS, key="\t,;".index):
+        cells, is_open = parsed[separator]
+        if is_open or len(cells) > 1:
+            return separator
+    return SEPARATORS[0]
 
 
 def _header(cells: list[str], path: Path) -> dict[str, int] | None:

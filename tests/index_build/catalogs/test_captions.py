@@ -171,6 +171,12 @@ def test_whatever_a_csv_writer_writes_is_read_back(tmp_path_factory: pytest.Temp
     assert [row.caption for row in found] == [clean_text(caption, MAX_CAPTION) for _, caption in rows]
 
 
+@pytest.mark.parametrize("row", ["a,red; old; chair;", "a;b,red; old", "a\tred, old, worn; chair", "a;a red chair"])
+def test_a_file_without_a_header_is_split_once_per_row(tmp_path: Path, row: str):
+    rows, dropped = read_bytes(tmp_path, row.encode())
+    assert len(rows) == 1 and not dropped and rows[0].caption.startswith(("red", "a red"))
+
+
 @given(st.binary(max_size=400))
 def test_no_bytes_break_the_reader(tmp_path_factory: pytest.TempPathFactory, content: bytes):
     path = tmp_path_factory.mktemp("csv") / "captions.csv"
