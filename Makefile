@@ -5,6 +5,9 @@ PROMPT ?= a turquoise robot
 PYTHON ?= python3
 UV = sh .ci/with-uv
 
+# Compiled modules are kept, whatever the shell says: without them, every process that a test starts compiles its libraries.
+export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: demo test test-all faults check format lock clean
 
 demo: ## prompt to 3D object on this machine, with the embedded miniature
