@@ -4,6 +4,8 @@
 PROMPT ?= a turquoise robot
 PYTHON ?= python3
 UV = sh .ci/with-uv
+# A process per core, up to four, for each takes two GiB; the tests of a file stay together and share their fixtures.
+PARALLEL = --numprocesses logical --maxprocesses 4 --dist loadfile
 
 # Compiled modules are kept, whatever the shell says: without them, every process that a test starts compiles its libraries.
 export PYTHONDONTWRITEBYTECODE =
@@ -16,11 +18,11 @@ demo: ## prompt to 3D object on this machine, with the embedded miniature
 
 test: ## everything that needs no GPU, no network and no patience; a GPU is hidden from it
 	$(UV) sync --frozen
-	$(UV) run --frozen pytest -m "not slow and not network and not gpu"
+	$(UV) run --frozen pytest $(PARALLEL) -m "not slow and not network and not gpu"
 
 test-all: ## also what takes minutes
 	$(UV) sync --frozen --extra dask --extra ray --group browser
-	$(UV) run --no-sync pytest -m "not network and not gpu"
+	$(UV) run --no-sync pytest $(PARALLEL) -m "not network and not gpu"
 
 faults: ## kills of everything at every moment, as a table; ONLY=NAME makes one row, and root fills disks
 	$(UV) sync --frozen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import tempfile
 from collections.abc import Iterator
@@ -22,7 +23,12 @@ os.environ.update(
 for name in ("PREFECT_API_URL", "PREFECT_PROFILE", "MLFLOW_TRACKING_URI", "REDREAM_TRACEBACK", "REDREAM_DEVICE"):
     os.environ.pop(name, None)
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
+
+# The same examples at every run; `--hypothesis-profile default` looks for others.
+hypothesis.settings.register_profile("same", derandomize=True)
+hypothesis.settings.load_profile("same")
 
 # By the ends of their names: `test_..._on_a_gpu`, `test_..._from_the_network`, `test_..._in_minutes`.
 MARKERS = {"_on_a_gpu": "gpu", "_from_the_network": "network", "_in_minutes": "slow"}
@@ -34,6 +40,11 @@ def pytest_configure(config: pytest.Config) -> None:
     is_named = any("_on_a_gpu" in text for text in (words, *config.args))
     if not is_named and ("gpu" not in markers or "not gpu" in markers):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name functions without their addresses, which differ between the processes that share the tests."""
+    return val.__qualname__.partition(".")[0] if inspect.isfunction(val) else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
