@@ -22,7 +22,7 @@ from filelock import FileLock
 from numpy.lib.format import open_memmap
 
 from index_build.catalogs.catalog import Catalog
-from index_build.embeddings import NOT_DOWNLOADED, Shard, embed_assets, read_shard
+from index_build.embeddings import PASSING, Shard, embed_assets, read_shard
 from index_build.views import MESH_LIMITS, ViewSource
 from redream.clip import Clip
 from redream.records import Asset
@@ -234,7 +234,7 @@ def _gather(sources: list[np.ndarray], where: np.ndarray, path: Path) -> np.ndar
 def _known_keys(plan: BuildPlan) -> set[str]:
     """Return the keys that are embedded or refused already; shards that are damaged are removed."""
     sources = [*_finished_shards(plan), *_earlier_index(plan)]
-    refused = {key for shard in sources for key, why in shard.refused.items() if not why.startswith(NOT_DOWNLOADED)}
+    refused = {key for shard in sources for key, why in shard.refused.items() if not why.startswith(PASSING)}
     return refused.union(*(shard.keys for shard in sources))
 
 

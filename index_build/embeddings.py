@@ -26,9 +26,12 @@ from index_build.views import ViewMaker, Views
 from redream.clip import Clip
 from redream.files import put_in_place
 from redream.meshes.assets import AssetError
+from redream.meshes.reading.refusal import ReaderFailed
 from redream.records import Asset
 
 NOT_DOWNLOADED = "not downloaded: "
+NOT_READ = "not read: "  # by a reader that was killed, say
+PASSING = (NOT_DOWNLOADED, NOT_READ)  # refusals that the next build does not take for granted
 VIEWS_TOGETHER = 192  # that a GPU embeds at a time, three batches of the model
 
 
@@ -66,10 +69,10 @@ def embed_assets(
 ) -> Iterator[str]:
     """Embed assets one by one, yielding their names, and write them as a shard at the end.
 
-    An asset whose mesh or renders are refused is left out with the reason; so is one that cannot be downloaded, which
-    the next build tries again. Where no asset can be downloaded the network is to blame, and the shard fails. On a GPU
-    several assets are embedded at a time, and nothing is fetched before the end, so that the next ones are rendered
-    meanwhile.
+    An asset whose mesh or renders are refused is left out with the reason; so is one that cannot be downloaded, or
+    whose reader was killed, which the next build tries again. Where no asset can be downloaded the network is to blame,
+    and the shard fails. On a GPU several assets are embedded at a time, and nothing is fetched before the end, so that
+    the next ones are rendered meanwhile.
     """
     kept: list[int] = []
     waiting: list[Views] = []
@@ -83,6 +86,8 @@ def embed_assets(
             if sum(map(len, waiting)) >= num_together:
                 embedded += embed_together(waiting, clip, num_kept)
                 waiting = []
+        except ReaderFailed as error:
+            refused[keys[i]] = f"{NOT_READ}{error}"
         except AssetError as error:
             refused[keys[i]] = str(error)
         except DownloadError as error:

@@ -24,6 +24,7 @@ ROOMS = {  # of each package, from the bottom; a module imports its own room and
             "seeds",
             "setting_table",
             "interpreter",
+            "messages",
             "text_files",
         },
         {"overrides"},

@@ -27,6 +27,7 @@ from prefect.runtime import flow_run as this_run
 from prefect.states import Cancelled, Cancelling, Scheduled
 
 from flows.requests.request import Request
+from redream.messages import reason
 from tasks.machinery.progress import say
 from tasks.machinery.slots import NUM_SLOTS
 
@@ -76,7 +77,7 @@ def run_on_workers(
                 for over in _over(client, list(under_way)):
                     yield under_way.pop(UUID(over.flow_run_id)), over
             except HTTPError as error:  # the server is away for a while; the runs go on
-                say(f"Prefect does not answer ({type(error).__name__}); the objects go on")
+                say(f"Prefect does not answer ({reason(error)}); the objects go on")
                 time.sleep(AWAY_SECONDS)
             time.sleep(POLL_SECONDS * (1 + len(under_way) // RUNS_PER_QUESTION))  # a question each time, however many
 

@@ -15,6 +15,7 @@ from prefect.artifacts import (
 )
 
 from flows.batches.outcomes import Outcome
+from redream.messages import reason
 from redream.pages.gallery import GalleryItem, StageSpan, write_gallery
 from redream.pages.text import visible_text
 from tasks.machinery.progress import duration, say
@@ -48,7 +49,7 @@ def show(show: Callable[[], Any]) -> Any:
     try:
         return show()
     except HTTPError as error:
-        say(f"Prefect does not show all of this batch ({type(error).__name__})")
+        say(f"Prefect does not show all of this batch ({reason(error)})")
         return None
 
 
@@ -63,7 +64,7 @@ def _gallery(run: Run, outcomes: Sequence[Outcome]) -> tuple[list[tuple[GalleryI
         if record is not None and outcome.state != "skipped":
             spans += stage_spans(record, len({span.lane for span in spans}), began)
         took = f", {duration(outcome.seconds)}" if outcome.seconds else ""
-        is_here = record is not None and uri_today(record["mlflow"]["uri"], out) == run.tracking.uri
+        is_here = record is not None and uri_today(record["mlflow"], out) == run.tracking.uri
         address = run_address(run.tracking, record["mlflow"]["run_id"]) if record is not None and is_here else ""
         item = GalleryItem(
             prompt=outcome.prompt,

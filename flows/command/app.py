@@ -16,7 +16,11 @@ import typer
 
 from flows.command import browsing, indexes, machine, objects
 from flows.processes.command_server import collect_rarely
+from redream.messages import reason
 from redream.pages.text import visible_text
+
+# What only a mistake in the code raises, and what says nothing without its class.
+FAULTS = (TypeError, AttributeError, LookupError, NameError, AssertionError, ArithmeticError, NotImplementedError)
 
 app = typer.Typer(
     help="Generate 3D objects from text, after ReDream (arXiv 2402.02972).",
@@ -69,7 +73,7 @@ def main() -> None:
             _fail(
                 "the disk of --out is full; make room (redream gc lists what can go), and the same command goes on", 1
             )
-        _fail(f"{type(error).__name__}: {error} (REDREAM_TRACEBACK=1 shows the traceback)", 1)
+        _fail(f"{_words(error)} (REDREAM_TRACEBACK=1 shows the traceback)", 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -94,6 +98,12 @@ def command() -> None:
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
         raise
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, FAULTS):
+        return f"a fault of redream itself: {type(error).__name__}: {error}"
+    return str(error) if isinstance(error, RuntimeError) and str(error) else reason(error)
 
 
 def _fail(message: str, code: int) -> None:

@@ -18,9 +18,11 @@ import time
 import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
+from http.client import HTTPException
 
 from flows.processes.child_processes import STOPS_WITH_PARENT, stop_with_parent
 from redream.interpreter import import_environment, python_command
+from redream.messages import last_words
 
 START_SECONDS = 600.0  # it takes 7 on two free cores
 STOP_SECONDS = 10.0
@@ -55,9 +57,8 @@ def start_own_server() -> Callable[[], None]:
         while not _answers(address):
             if process.poll() is not None or time.monotonic() > deadline:
                 said.seek(0)
-                lines = said.read().decode(errors="replace").split("\n")
-                last = next((line for line in reversed(lines) if line.strip()), "it said nothing")
-                raise RuntimeError(f"Prefect's server did not start: {last.strip()}")
+                last = last_words(said.read().decode(errors="replace"))
+                raise RuntimeError(f"Prefect's server did not start: {last}")
             time.sleep(POLL_SECONDS)
 
     return wait
@@ -75,7 +76,7 @@ def _answers(address: str) -> bool:
     try:
         with DIRECTLY.open(f"{address}/health", timeout=5.0) as answer:
             return answer.status == 200
-    except OSError:  # not yet, or not well
+    except (OSError, HTTPException):  # not yet, or not well
         return False
 
 

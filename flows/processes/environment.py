@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import ssl
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import certifi
 import psutil
 
 from flows.processes.command_server import start_own_server
 from redream.interpreter import keep_imports_ours, python_command
+from redream.messages import last_words, reason
 from tasks.tracking.databases import PREFECT, prepare_database, sqlite_url
 
 SERVING_FILE = ".serving.json"  # written by `redream serve` while it runs
@@ -54,8 +56,14 @@ SERVER = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # by default it starts 15 processes and takes 3 GiB
 }
 TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
+DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PREFECT_DATABASES = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_API_DATABASE_CONNECTION_URL")
+# Variables that name a place; an empty one names none, as if it were not set.
+PLACES = (
+    "PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH", *PREFECT_DATABASES,
+    "MLFLOW_TRACKING_URI", "MLFLOW_BACKEND_STORE_URI", "MLFLOW_ARTIFACTS_DESTINATION",
+)  # fmt: skip
 
 
 def reach_loopback_directly(environment: MutableMapping[str, str], *hosts: str) -> None:
@@ -69,8 +77,15 @@ def reach_loopback_directly(environment: MutableMapping[str, str], *hosts: str) 
         environment[name] = ",".join(dict.fromkeys([*named, *LOOPBACK, *hosts]))
 
 
+def drop_empty_places(environment: MutableMapping[str, str]) -> None:
+    for name in PLACES:
+        if not environment.get(name, "").strip():
+            environment.pop(name, None)
+
+
 def prepare_environment(out: Path) -> None:
     keep_imports_ours()
+    drop_empty_places(os.environ)
     reach_loopback_directly(os.environ)
     for name, value in (QUIET | LOCAL_SERVER).items():
         os.environ.setdefault(name, value)
@@ -92,6 +107,22 @@ def checked_tracking_uri(name: str, environment: Mapping[str, str]) -> None:
         )
 
 
+def check_database(name: str, environment: Mapping[str, str]) -> None:
+    """Refuse a database's server that is not there, with a `ValueError` that names the variable."""
+    address = urlsplit(environment.get(name, ""))
+    port = DATABASE_PORTS.get(address.scheme.partition("+")[0])
+    if port is None or not address.hostname:  # a file, a server of another kind, or a socket of this machine
+        return
+    place = (address.hostname, address.port or port)
+    try:
+        socket.create_connection(place, timeout=REFUSED_SECONDS).close()
+    except OSError as error:
+        raise ValueError(
+            f"{name} names a database at {place[0]}:{place[1]}, which does not answer ({reason(error)}); start it, or "
+            "unset the variable, and a file in the output folder takes its place"
+        ) from error
+
+
 def prepare_prefect(environment: MutableMapping[str, str]) -> None:
     """Create the database of a Prefect server that is about to start with this environment, unless it is elsewhere."""
     if "PREFECT_HOME" in environment and not any(name in environment for name in PREFECT_DATABASES):
@@ -104,6 +135,7 @@ def prepare_prefect(environment: MutableMapping[str, str]) -> None:
 def prepare_worker(out: Path) -> None:
     """Set what must reach the runs of a worker: where results go, and how often a run says that it is alive."""
     keep_imports_ours()
+    drop_empty_places(os.environ)
     reach_loopback_directly(os.environ)
     for name, value in (QUIET | DEPLOYED).items():
         os.environ.setdefault(name, value)
@@ -115,9 +147,10 @@ def read_serving(out: Path) -> dict[str, str] | None:
     try:
         serving = json.loads((out / SERVING_FILE).read_text(encoding="utf-8"))
         later = psutil.Process(serving["pid"]).create_time() - serving["started"]
+        is_copy = serving["out"] != str(out.resolve())  # whose servers write into the folder that it was copied from
     except (OSError, ValueError, KeyError, TypeError, OverflowError, psutil.Error):
         return None  # absent, damaged, or left behind by one that was killed
-    if abs(later) > CLOCK_SECONDS:  # its number is another process's by now
+    if is_copy or abs(later) > CLOCK_SECONDS:  # its number is another process's by now
         return None
     return {name: str(serving[name]) for name in ("prefect_api", "mlflow_url")}
 
@@ -126,10 +159,13 @@ def read_serving(out: Path) -> dict[str, str] | None:
 def starting_services(out: Path) -> Iterator[None]:
     """Start Prefect's own server, if one is needed, while the body imports a flow and MLflow opens its database."""
     api, named_by = _prefect_server()
+    check_database("MLFLOW_TRACKING_URI", os.environ)
     if api:
         _check_answers(api, named_by)
         wait = None
     else:
+        for name in PREFECT_DATABASES:
+            check_database(name, os.environ)
         prepare_prefect(os.environ)
         wait = start_own_server()
     if wait is not None and "prefect.context" in sys.modules:  # it has read its settings before the server's address
@@ -153,34 +189,37 @@ def _prefect_server() -> tuple[str, str]:
     if not named and not any(Path(name).is_file() for name in ("prefect.toml", ".env")):
         return "", ""
     ask = "from prefect.settings import PREFECT_API_URL; print(PREFECT_API_URL.value() or '')"  # takes two seconds
-    done = subprocess.run(python_command("-c", ask), check=True, capture_output=True, text=True)
+    done = subprocess.run(python_command("-c", ask), check=False, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise ValueError(f"Prefect cannot use its profile or file of settings: {last_words(done.stderr)}")
     return done.stdout.strip(), "a Prefect profile or file of settings"
 
 
 def _check_answers(api: str, named_by: str) -> None:
-    """Refuse a server that is not there; one that is only slow, or wants a password, is left to Prefect."""
-    address = urlsplit(api)
-    opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if address.hostname in LOOPBACK else []))
+    """Refuse a server that is not there; one that is only slow, or wants a password, is left to Prefect.
+
+    It is asked as Prefect will ask it: through the same proxies, with the same certificates.
+    """
+    import httpx
+    from prefect.settings import PREFECT_API_SSL_CERT_FILE, PREFECT_API_TLS_INSECURE_SKIP_VERIFY
+
+    address = _without_password(api)
+    is_near = urlsplit(api).hostname in LOOPBACK
     try:
-        opener.open(f"{_without_password(api).rstrip('/')}/health", timeout=REFUSED_SECONDS).close()
-    except urllib.error.HTTPError:
-        return  # somebody is there
-    except TimeoutError:
+        authorities = ssl.create_default_context(cafile=PREFECT_API_SSL_CERT_FILE.value() or certifi.where())
+        verify = authorities if not PREFECT_API_TLS_INSECURE_SKIP_VERIFY.value() else False
+        httpx.get(f"{address.rstrip('/')}/health", timeout=REFUSED_SECONDS, verify=verify, trust_env=not is_near)
+    except httpx.TimeoutException:
         return
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        if isinstance(reason, TimeoutError):
-            return
+    except (httpx.HTTPError, httpx.InvalidURL, ImportError, OSError, ValueError) as error:
+        is_other = isinstance(error, httpx.RemoteProtocolError)
+        why = "what answers there does not speak HTTP" if is_other else reason(error)
         raise ValueError(
-            f"{named_by} names Prefect's server at {_without_password(api)}, which does not answer ({_words(reason)}); "
-            "start that server, or unset it, and the command starts one of its own"
+            f"{named_by} names Prefect's server at {address}, which does not answer ({why}); start that server, or "
+            "unset it, and the command starts one of its own"
         ) from error
 
 
 def _without_password(url: str) -> str:
     """Return a URL without the name and password that it may hold."""
     return urlsplit(url)._replace(netloc=urlsplit(url).netloc.rpartition("@")[2]).geturl()
-
-
-def _words(error: object) -> str:
-    return str(getattr(error, "strerror", None) or error)

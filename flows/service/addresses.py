@@ -10,22 +10,27 @@ from __future__ import annotations
 import base64
 import ipaddress
 import json
+import os
 import secrets
 import socket
-import urllib.error
-import urllib.request
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import certifi
+
 from flows.processes.environment import (
     DEPLOYED,
     LOOPBACK,
+    PREFECT_DATABASES,
     QUIET,
     SERVER,
+    check_database,
     checked_tracking_uri,
+    drop_empty_places,
     reach_loopback_directly,
 )
 from redream.interpreter import import_environment
@@ -75,6 +80,8 @@ def checked_serving(asked: Serving, environment: Mapping[str, str]) -> Serving:
             "each), or stay on 127.0.0.1"
         )
     checked_tracking_uri(MLFLOW_BACKENDS[0], environment)
+    for name in (MLFLOW_BACKENDS[0], *PREFECT_DATABASES):
+        check_database(name, environment)
     for option, port in (("--port", asked.port), ("--mlflow-port", asked.mlflow_port)):
         check_free(asked.host, option, port)
     return asked
@@ -98,6 +105,8 @@ def has_secrets(environment: Mapping[str, str]) -> bool:
 
 def serving_environment(asked: Serving, environment: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of the servers, the keeper, the worker and so of every run."""
+    named = dict(environment)
+    drop_empty_places(named)
     defaults = {
         "PREFECT_HOME": str(asked.out / ".prefect"),
         "PREFECT_SERVER_API_BLOCKS_REGISTER_ON_START": "false",
@@ -120,7 +129,7 @@ def serving_environment(asked: Serving, environment: Mapping[str, str]) -> dict[
         settled["PREFECT_API_AUTH_STRING"] = secret  # for the clients
     if has_mlflow_secrets(environment):
         settled |= _mlflow_authentication(asked, environment)
-    complete = import_environment({**QUIET, **SERVER, **DEPLOYED, **defaults, **environment, **settled})
+    complete = import_environment({**QUIET, **SERVER, **DEPLOYED, **defaults, **named, **settled})
     reach_loopback_directly(complete, urlsplit(asked.prefect_api).hostname or "")
     return complete
 
@@ -142,21 +151,29 @@ def num_workers(api: str, secret: str = "", pool: str = POOL) -> int:
 
 def ask(url: str, secret: str = "", content: Any = None) -> tuple[int, Any]:
     """Ask a server, with `NAME:PASSWORD` if given; returns the status (0 without an answer) and the JSON answer."""
-    headers = {"Content-Type": "application/json"}
-    if secret:
-        headers["Authorization"] = f"Basic {base64.b64encode(secret.encode()).decode()}"
-    data = None if content is None else json.dumps(content).encode()
-    request = urllib.request.Request(url, data=data, headers=headers)  # noqa: S310 (our own http addresses)
-    is_near = (urlsplit(url).hostname or "") in LOOPBACK  # where no proxy leads
-    opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if is_near else []))
+    import httpx
+
+    headers = {"Authorization": f"Basic {base64.b64encode(secret.encode()).decode()}"} if secret else {}
+    method = "GET" if content is None else "POST"
+    is_near = urlsplit(url).hostname in LOOPBACK  # where no proxy leads
+    verify = _authorities() if url.startswith("https:") else False
     try:
-        with opener.open(request, timeout=ANSWER_SECONDS) as answer:
-            body = answer.read()
-            return answer.status, json.loads(body) if body[:1] in (b"{", b"[") else body.decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.reason
-    except (OSError, ValueError):
+        with httpx.Client(trust_env=not is_near, verify=verify, timeout=ANSWER_SECONDS, headers=headers) as client:
+            answer = client.request(method, url, json=content, follow_redirects=True)
+        if not answer.is_success:
+            return answer.status_code, answer.reason_phrase
+        return answer.status_code, json.loads(answer.text) if answer.text[:1] in ("{", "[") else answer.text
+    except (httpx.HTTPError, httpx.InvalidURL, ImportError, OSError, ValueError):
         return 0, None
+
+
+def _authorities() -> ssl.SSLContext:
+    """Return what certificates are checked by: well-known authorities, and those that a server's variable names."""
+    context = ssl.create_default_context(cafile=certifi.where())
+    for name in ("PREFECT_API_SSL_CERT_FILE", "MLFLOW_TRACKING_SERVER_CERT_PATH", "REQUESTS_CA_BUNDLE"):
+        if (path := os.environ.get(name)) and Path(path).is_file():
+            context.load_verify_locations(path)
+    return context
 
 
 def _mlflow_authentication(asked: Serving, environment: Mapping[str, str]) -> dict[str, str]:

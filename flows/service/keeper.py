@@ -36,6 +36,7 @@ from flows.processes.environment import QUIET
 from flows.service.addresses import BATCH_POOL, KEEPER_SEEN, POOL, TAG
 from flows.service.worker import STOPPED
 from redream.interpreter import ROOT, import_environment, python_command
+from redream.messages import reason
 
 if TYPE_CHECKING:
     from prefect.automations import Automation
@@ -66,7 +67,7 @@ def main() -> None:
     )
     parser.add_argument("--max-resumes", type=int, default=3, help="attempts after crashes, for each run")
     asked = parser.parse_args()
-    if "PREFECT_API_URL" not in os.environ:
+    if not os.environ.get("PREFECT_API_URL"):
         parser.error("set PREFECT_API_URL to the server's address, such as http://127.0.0.1:4200/api")
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -99,7 +100,7 @@ async def keep(max_resumes: int) -> None:
                 pass
             except HTTPError as error:  # the server is away for a while; so are its runs
                 has_missed = has_missed or isinstance(error, ConnectError)  # a slow answer is no outage
-                print(f"keeper: Prefect does not answer ({type(error).__name__})", file=sys.stderr, flush=True)
+                print(f"keeper: Prefect does not answer ({reason(error)})", file=sys.stderr, flush=True)
             await asyncio.sleep(LOOK_EVERY_SECONDS)
 
 

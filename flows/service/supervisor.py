@@ -39,6 +39,7 @@ from flows.service.addresses import (
     serving_environment,
 )
 from redream.interpreter import python_command
+from redream.messages import last_words
 from tasks.machinery.store import write_json
 from tasks.tracking.databases import MLFLOW, MLFLOW_USERS, prepare_database
 from tasks.tracking.relocation import relocate_artifacts
@@ -222,6 +223,7 @@ def _start_all(supervisor: Supervisor, asked: Serving, say: Callable[[str], None
     write_json(
         asked.out / SERVING_FILE,
         {
+            "out": str(asked.out.resolve()),
             "pid": os.getpid(),
             "started": psutil.Process().create_time(),
             "prefect_api": asked.prefect_api,
@@ -295,5 +297,4 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1][:500] if lines else "(nothing)"
+    return last_words(log.read_text(errors="replace"))

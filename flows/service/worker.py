@@ -45,7 +45,7 @@ def main() -> None:
         out = checked_out(asked.out)
     except ValueError as error:
         parser.error(str(error))
-    if "PREFECT_API_URL" not in os.environ:
+    if not os.environ.get("PREFECT_API_URL"):
         parser.error("set PREFECT_API_URL to the server's address, such as http://127.0.0.1:4200/api")
     prepare_worker(out)
     sys.exit(asyncio.run(work(asked.pool, asked.limit or one_more_than_may_train(), asked.name)))

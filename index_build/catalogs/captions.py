@@ -126,8 +126,11 @@ def _plain_lines(path: Path) -> Iterator[io.BufferedIOBase]:
         yield file
 
 
-def read_captions(path: str | Path, dropped: Counter[str]) -> Iterator[CaptionRow]:
+def read_captions(path: str | Path, dropped: Counter[str], up_axis: UpAxis = "+Y") -> Iterator[CaptionRow]:
     """Yield the usable rows of a caption file in its order, and count the others in `dropped` by reason.
+
+    Args:
+        up_axis: of the meshes for which a row names none.
 
     Raises:
         ValueError: no such file, a header without an id, or no usable row at all.
@@ -149,7 +152,7 @@ def read_captions(path: str | Path, dropped: Counter[str]) -> Iterator[CaptionRo
         if columns is None:
             columns, width, rows = {"uid": 0, "caption": 1}, 2, chain([first] if first else [], rows)
         for cells in rows:
-            row = _checked(cells, columns, width)
+            row = _checked(cells, columns, width, up_axis)
             if isinstance(row, str):
                 wrong.count(row, separator.join(cells))
                 continue
@@ -169,7 +172,7 @@ def clean_text(text: str, limit: int) -> str:
     return " ".join(text.split())[:limit].rstrip()
 
 
-def _checked(cells: list[str], columns: dict[str, int], width: int) -> CaptionRow | str:
+def _checked(cells: list[str], columns: dict[str, int], width: int, default_up: UpAxis) -> CaptionRow | str:
     """Return the row, or the reason why it is dropped."""
     if len(cells) != width:
         return MALFORMED
@@ -187,7 +190,7 @@ def _checked(cells: list[str], columns: dict[str, int], width: int) -> CaptionRo
     if up_axis not in _UP_AXES:
         return UNKNOWN_AXIS
     front_axis = _FRONT_AXES.get(fields.get("front_axis", "").upper())
-    if front_axis is None or front_axis[1:] == (up_axis or "+Y")[-1]:
+    if front_axis is None or front_axis[1:] == (up_axis or default_up)[-1]:
         return UNKNOWN_FRONT
     return CaptionRow(
         uid=fields.get("uid", ""),

@@ -19,12 +19,12 @@ from pathlib import Path
 from redream.meshes.reading.client import names_apart
 from redream.meshes.reading.folder import named_files
 from redream.meshes.reading.names import Named
+from redream.meshes.reading.refusal import ReaderFailed
 from redream.records import Asset
 from redream.settings import MeshLimits
 
 SETTLED_NS = 2_000_000_000
 COLORS_READ = b"2"  # how the colours of OBJ, PLY and STL are read; another way embeds them again
-MAX_NAMED = 1_000  # files that one file may name
 
 _TABLE = "CREATE TABLE IF NOT EXISTS names (path TEXT PRIMARY KEY, size INT, mtime_ns INT, sha256 TEXT, named TEXT)"
 
@@ -63,7 +63,7 @@ class FileDigest:
 def content_digest(path: Path, folder: Path, database: sqlite3.Connection) -> str:
     """Hash a file and, as far as they may be read, the files that it names and that those name."""
     digest = hashlib.sha256(b"" if path.suffix.lower() in (".glb", ".gltf") else COLORS_READ)
-    for file in named_files(path, lambda current: _remembered(current, database)[1], folder)[:MAX_NAMED]:
+    for file in named_files(path, lambda current: _remembered(current, database)[1], folder):
         digest.update(_remembered(file, database)[0].encode())
         digest.update(os.path.relpath(file, path.parent).encode(errors="surrogateescape") if file != path else b"")
     return digest.hexdigest()
@@ -77,7 +77,10 @@ def _remembered(path: Path, database: sqlite3.Connection) -> tuple[str, list[Nam
         return row[2], [Named(kind, tuple(spellings)) for kind, spellings in json.loads(row[3])]
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    named = names_apart(path, MeshLimits())
+    try:
+        named = names_apart(path, MeshLimits())
+    except ReaderFailed:  # told neither now nor for good
+        return sha256, []
     if time.time_ns() - stat.st_mtime_ns > SETTLED_NS:
         row = (str(path), *stamp, sha256, json.dumps([[each.kind, each.spellings] for each in named]))
         database.execute("INSERT OR REPLACE INTO names VALUES (?, ?, ?, ?, ?)", row)

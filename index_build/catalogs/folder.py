@@ -41,7 +41,7 @@ def open_folder(
     dropped: Counter[str] = Counter()
     root = Path(folder).resolve()
     files = sorted(mesh_files(root, dropped))
-    rows = _rows_by_file(files, root, Path(captions), dropped) if captions else {}
+    rows = _rows_by_file(files, root, Path(captions), dropped, up_axis) if captions else {}
     assets: dict[str, Asset] = {}
     for file in files:
         asset = _described(root, file, rows.get(file), up_axis)
@@ -107,7 +107,9 @@ def _unusable(path: Path, root: Path) -> str:
     return "empty file" if path.stat().st_size == 0 else ""
 
 
-def _rows_by_file(files: list[str], root: Path, captions: Path, dropped: Counter[str]) -> dict[str, CaptionRow]:
+def _rows_by_file(
+    files: list[str], root: Path, captions: Path, dropped: Counter[str], up_axis: UpAxis
+) -> dict[str, CaptionRow]:
     """Match rows to files by path, relative to the CSV or to the folder, else by uid: a file's path or name."""
     by_name: dict[str, list[str]] = {}
     for file in files:
@@ -117,7 +119,7 @@ def _rows_by_file(files: list[str], root: Path, captions: Path, dropped: Counter
                 by_name.setdefault(spelling, []).append(file)
     rows: dict[str, CaptionRow] = {}
     num_wrong, shown = 0, []
-    for row in read_captions(captions, dropped):
+    for row in read_captions(captions, dropped, up_axis):
         matches = next((found for name in _names(row, captions, root) if (found := by_name.get(name))), [])
         if len(matches) == 1 and matches[0] not in rows:
             rows[matches[0]] = row

@@ -69,13 +69,12 @@ def device_slot(
     """
     on_wait = _telling_once(on_wait)
     with _process.guard:  # also while waiting: the process's other stages wait for the same slot
-        places = _places(needed)
-        if not trains and all(gpu is None for gpu, _ in places):
-            places = []
-        elif _process.users == 0:
-            _process.slot, _process.gpu = _acquire(folder, places, needed, on_wait)
+        places = _places(needed, trains)
+        if places and _process.users == 0:
+            _process.slot, _process.gpu = _acquire(folder, places, needed, trains, on_wait)
         gpu = _process.gpu
-        _process.users += bool(places)
+        has_slot = bool(places) and _process.slot is not None
+        _process.users += has_slot
     try:
         with _own_turn(on_wait) if trains and gpu is not None else nullcontext():
             use_own_gpu()
@@ -85,7 +84,7 @@ def device_slot(
             _clear_frames(error)
         raise
     finally:
-        if places:
+        if has_slot:
             _leave()
 
 
@@ -97,19 +96,26 @@ def use_own_gpu() -> None:
         torch.cuda.set_device(_process.gpu.index)
 
 
-def _places(needed: float) -> list[tuple[Gpu | None, str]]:
-    """Return the slots that would do, each with its GPU and the name of its lock."""
+def _places(needed: float, trains: bool) -> list[tuple[Gpu | None, str]]:
+    """Return the slots that would do, each with its GPU and the name of its lock; none for what needs no slot.
+
+    `REDREAM_GPUS` is counted over all GPUs, those with the most memory first: a run that fits few of them takes no more
+    slots there than other runs do.
+    """
     asked = asked_slots()
     gpus = require_device(needed, _process.broken).gpus
+    if not gpus and not trains:
+        return []
     if not gpus:
         machine = "" if SLOTS_FOLDER in os.environ else platform.node()  # containers have names of their own
         name = re.sub(r"[^A-Za-z0-9-]", "-", f"cpu-{machine}")[:100]
         return [(None, f"{name}-{number}") for number in range(asked or cpu_slots())]
-    numbers = range(asked or len(gpus))
-    places = [(gpus[number % len(gpus)], number // len(gpus)) for number in numbers]
     own = _process.gpu
+    every = sorted(find_gpus(0.0, _process.broken).gpus, key=lambda gpu: -gpu.gib)
+    numbers = range(asked or len(every))
+    places = [(every[number % len(every)], number // len(every)) for number in numbers]
     fitting: list[tuple[Gpu | None, str]] = [
-        (gpu, f"{gpu.uuid}-{turn}") for gpu, turn in places if own is None or gpu.uuid == own.uuid
+        (gpu, f"{gpu.uuid}-{turn}") for gpu, turn in places if gpu in gpus and (own is None or gpu.uuid == own.uuid)
     ]
     if not fitting:
         raise ValueError(f"this process keeps {own} until it ends, and this run needs another GPU: start it by itself")
@@ -117,13 +123,13 @@ def _places(needed: float) -> list[tuple[Gpu | None, str]]:
 
 
 def _acquire(
-    folder: Path, places: list[tuple[Gpu | None, str]], needed: float, on_wait: OnWait
-) -> tuple[FileLock, Gpu | None]:
-    """Take the first free slot, once its GPU has run an operation."""
-    while True:
+    folder: Path, places: list[tuple[Gpu | None, str]], needed: float, trains: bool, on_wait: OnWait
+) -> tuple[FileLock | None, Gpu | None]:
+    """Take the first free slot, once its GPU has run an operation; none where only the CPU is left and none is due."""
+    while places:
         reason = f"waiting for other runs to leave {'a GPU' if places[0][0] else 'the cores'}"
         for gpu, name in places:
-            lock = FileLock(folder / f"{name}.lock", thread_local=False, mode=_lock_mode())
+            lock = FileLock(_lock_file(folder, name), thread_local=False, mode=_lock_mode())
             try:
                 lock.acquire(timeout=0)
             except Timeout:
@@ -142,12 +148,13 @@ def _acquire(
                 reason = f"waiting for {gpu}, which another process has for itself ({trouble})"
                 continue
             _process.broken[gpu.uuid] = Lack(found=f"{gpu}, is left out: nothing runs on it ({trouble})")
-            places = _places(needed)
+            places = _places(needed, trains)
             say(require_device(needed, _process.broken).line())
             break
         else:
             on_wait(reason)
             time.sleep(POLL_SECONDS)
+    return None, None
 
 
 def _leave() -> None:
@@ -226,6 +233,16 @@ def _lock_mode() -> int:
     return 0o666 if os.environ.get(SLOTS_FOLDER) else 0o644
 
 
+def _lock_file(folder: Path, name: str) -> Path:
+    """Return the path of a lock; where users share the folder, it is there with its final mode or not at all."""
+    path = folder / f"{name}.lock"
+    if os.environ.get(SLOTS_FOLDER) and not path.exists():
+        with suppress(OSError), tempfile.NamedTemporaryFile(dir=folder, prefix=".lock-") as aside:  # else as it comes
+            os.fchmod(aside.fileno(), _lock_mode())
+            os.link(aside.name, path)
+    return path
+
+
 def slots_folder() -> Path:
     """Return the folder of this machine's locks: `REDREAM_SLOTS`, else one of the user's among the temporary files.
 
@@ -235,16 +252,30 @@ def slots_folder() -> Path:
     given = os.environ.get(SLOTS_FOLDER)
     folder = Path(given) if given else Path(tempfile.gettempdir(), f"redream-slots-{os.getuid()}")
     try:
-        folder.mkdir(mode=0o700, parents=True)
         if given:
-            folder.chmod(0o777)  # the users of a machine share it; not sticky, where no other's lock can be opened
-    except FileExistsError:
-        pass
+            _create_shared(folder)
+        else:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"{SLOTS_FOLDER} names {folder}, which cannot be created ({error.strerror})") from error
     if not given and folder.stat().st_uid != os.getuid():
         raise ValueError(f"{folder} belongs to another user; set {SLOTS_FOLDER} to a folder of your own")
     return folder
+
+
+def _create_shared(folder: Path) -> None:
+    """Create a folder that all users of the machine may write, with that mode from its first moment on."""
+    if folder.exists():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=".slots-", dir=folder.parent))
+    aside.chmod(0o777)  # not sticky: nobody could open another's lock
+    try:
+        aside.rename(folder)
+    except OSError:
+        aside.rmdir()
+        if not folder.is_dir():  # else another process was faster
+            raise
 
 
 def asked_slots() -> int | None:

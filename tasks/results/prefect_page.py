@@ -9,6 +9,7 @@ from httpx import HTTPError
 from PIL import Image
 from prefect.artifacts import create_image_artifact, create_markdown_artifact
 
+from redream.messages import reason
 from redream.pages.text import visible_text
 from tasks.evaluation import sheet_name
 from tasks.machinery.progress import say
@@ -28,7 +29,7 @@ def show_made(run: Run, made: Made, report: Output) -> None:
         create_image_artifact(_picture(report), key=ORBIT, description=prompt)
         create_markdown_artifact(_markdown(run, made), key=RESULT, description=prompt)
     except HTTPError as error:
-        say(f"Prefect has no picture of this run ({type(error).__name__})")
+        say(f"Prefect has no picture of this run ({reason(error)})")
 
 
 def _markdown(run: Run, made: Made) -> str:

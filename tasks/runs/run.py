@@ -38,6 +38,7 @@ from tasks.tracking.tracker import (
     Tracker,
     Tracking,
     default_tracking_uri,
+    is_own,
     new_local_id,
     open_tracking,
     uri_today,
@@ -146,7 +147,7 @@ def open_run(
             "machine": platform.platform(),
             "device": device.removeprefix("device: "),
             "process": {"host": platform.node(), "pid": os.getpid()},
-            "mlflow": {"uri": tracking.uri, "run_id": tracker.run_id},
+            "mlflow": {"uri": tracking.uri, "is_own": is_own(tracking, out), "run_id": tracker.run_id},
             "prefect": prefect_tags,
             "rerun_of": repeated[0],
             "salts": run.salts,
@@ -237,7 +238,7 @@ def settle_crashed(out: Path) -> list[str]:
                 if record["state"] != "running":
                     continue
                 write_json(path, as_crashed(record))
-            uri = uri_today(record["mlflow"]["uri"], out)
+            uri = uri_today(record["mlflow"], out)
             if not uri.startswith("sqlite:") or Path(make_url(uri).database or "").is_file():  # it may be gone
                 Tracker(open_tracking(uri, out), record["mlflow"]["run_id"]).close_open()
             settled.append(record["run_id"])
@@ -323,7 +324,7 @@ def _others(run: Run, record: Mapping[str, Any]) -> list[str]:
         with suppress(OSError, ValueError, KeyError, TypeError):  # somebody else's damage must not end this run
             other = json.loads(path.read_text())
             is_alike = all(other[name] == record[name] for name in ("flow", "prompt"))
-            is_here = uri_today(other["mlflow"]["uri"], Path(run.out)) == run.tracking.uri
+            is_here = uri_today(other["mlflow"], Path(run.out)) == run.tracking.uri
             is_shown = is_here and not other["mlflow"]["run_id"].startswith(LOCAL)
             if is_alike and is_shown and other["state"] == "finished" and other["run_id"] != run.run_id:
                 found.append((other["started"], other["mlflow"]["run_id"]))

@@ -23,6 +23,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from redream.interpreter import python_command
+from redream.messages import last_words
 
 SCHEMAS = Path(__file__).with_name("schemas")
 COMPLETE = 2402  # `user_version` of a database that was created here
@@ -111,7 +112,7 @@ def _is_usable(path: Path, schema: Schema) -> bool:
             f"{path} was left in the middle of an upgrade and has rows in {', '.join(held)}, so it stays as it is; "
             "restore it from a copy, or move it away, and a new one is created"
         )
-    return bool(mark == COMPLETE or held or (at == [(_revision(schema),)] and not is_between))
+    return bool(held or not is_between and (mark == COMPLETE or at == [(_revision(schema),)]))
 
 
 def _create(path: Path, schema: Schema) -> None:
@@ -155,8 +156,8 @@ def _upgrade(path: Path, schema: Schema) -> None:
     }
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise RuntimeError(f"{schema.package} {version(schema.package)} cannot create its database: {last}")
+        installed = f"{schema.package} {version(schema.package)}"
+        raise RuntimeError(f"{installed} cannot create its database: {last_words(done.stderr)}")
 
 
 def _revision(schema: Schema) -> str:

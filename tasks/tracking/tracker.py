@@ -38,6 +38,7 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 from sqlalchemy.engine import make_url
 
+from redream.messages import reason
 from tasks.tracking.databases import MLFLOW, prepare_database, sqlite_url
 from tasks.tracking.relocation import EXPERIMENT, relocate_artifacts
 from tasks.tracking.spool import Outbox, attachment, leftovers, read_event, remove
@@ -81,10 +82,20 @@ def default_tracking_uri(out: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_url(out / DATABASE)
 
 
-def uri_today(uri: str, out: Path) -> str:
-    """Return where a run of this folder is tracked: the folder's own database moves along with it."""
-    is_own = uri.startswith("sqlite:") and Path(uri).name == DATABASE and (out / DATABASE).is_file()
-    return sqlite_url(out / DATABASE) if is_own else uri
+def is_own(tracking: Tracking, out: Path) -> bool:
+    """Tell whether runs are tracked in the folder's own database, which moves along with it."""
+    return tracking.uri == sqlite_url(out / DATABASE)
+
+
+def uri_today(tracked: Mapping[str, Any], out: Path) -> str:
+    """Return where a run of this folder is tracked: the folder's own database moves along with it.
+
+    Args:
+        tracked: what the run's record says of MLflow; records of before `is_own` tell by the file's name.
+    """
+    uri = tracked["uri"]
+    is_named_so = uri.startswith("sqlite:") and Path(uri).name == DATABASE and (out / DATABASE).is_file()
+    return sqlite_url(out / DATABASE) if tracked.get("is_own", is_named_so) else uri
 
 
 def open_tracking(uri: str, out: Path) -> Tracking:
@@ -103,7 +114,7 @@ def open_tracking(uri: str, out: Path) -> Tracking:
         try:
             experiment_id(tracking)
         except MlflowException as error:
-            raise ValueError(f"MLflow cannot use {make_url(uri)!r}: {_first_line(error)}") from error
+            raise ValueError(f"MLflow cannot use {make_url(uri)!r}: {reason(error)}") from error
     return tracking
 
 
@@ -151,7 +162,7 @@ def runs_address(server: str, tracking: Tracking) -> str:
         if VIEW_TAG not in client.get_experiment(experiment).tags:
             _show_columns(client, experiment, COLUMNS)
     except MlflowException as error:
-        raise RuntimeError(f"MLflow at {tracking.uri} refuses: {_first_line(error)}") from error
+        raise RuntimeError(f"MLflow at {tracking.uri} refuses: {reason(error)}") from error
     return f"{server}/#/experiments/{experiment}/runs?viewStateShareKey={VIEW}"
 
 
@@ -344,7 +355,7 @@ class _Courier:
                 continue
             except Exception as error:
                 trouble = "refuses" if _is_refusal(error) else "does not answer"
-                logger.warning("MLflow at %s %s (%s)", self.tracking.uri, trouble, _first_line(error))
+                logger.warning("MLflow at %s %s (%s)", self.tracking.uri, trouble, reason(error))
                 break
             remove(path)
             num_delivered += 1
@@ -362,7 +373,7 @@ class _Courier:
                     if not self._is_away:
                         where = self.tracking.uri
                         trouble = "refuses" if _is_refusal(error) else "is away"
-                        logger.warning("MLflow at %s %s (%s); figures wait on disk", where, trouble, _first_line(error))
+                        logger.warning("MLflow at %s %s (%s); figures wait on disk", where, trouble, reason(error))
                     self._is_away = True
                     self._news.notify_all()
                 time.sleep(pause)

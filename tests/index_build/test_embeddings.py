@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,18 @@ import pytest
 import torch
 
 from index_build.download import DownloadError
-from index_build.embeddings import Shard, embed_assets, embed_captions, embed_together, read_shard, write_shard
+from index_build.embeddings import (
+    PASSING,
+    Shard,
+    embed_assets,
+    embed_captions,
+    embed_together,
+    read_shard,
+    write_shard,
+)
 from redream.clip import Clip
 from redream.meshes.assets import AssetError
+from redream.meshes.reading.refusal import ReaderFailed
 from redream.records import Asset
 from tests.disk import watched_disk
 
@@ -70,6 +80,8 @@ def test_what_is_no_shard_is_none(content: bytes, tmp_path: Path):
 def views_of(asset: Asset) -> torch.Tensor:
     if asset.asset_id == "ball":
         raise AssetError("ball.glb: no mesh.")
+    if asset.asset_id == "box" and "killed" in asset.mesh_path:
+        raise ReaderFailed("box.glb could not be read.")
     if asset.asset_id == "pipe":
         raise DownloadError("pipe.glb: 404")
     return torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -82,6 +94,14 @@ def test_refused_assets_are_left_out_with_the_reason(clip: Clip, assets: list[As
     assert shard is not None and shard.keys == ["1"]
     assert shard.refused == {"2": "ball.glb: no mesh.", "3": "not downloaded: pipe.glb: 404"}
     np.testing.assert_allclose(shard.text[0], embed_captions(assets[:1], clip)[0], atol=1e-3)
+
+
+def test_an_asset_whose_reader_was_killed_is_no_lasting_refusal(clip: Clip, assets: list[Asset], tmp_path: Path):
+    killed = replace(assets[0], mesh_path="killed.glb")
+    list(embed_assets([killed, assets[1]], ["1", "2"], views_of, clip, 1, tmp_path / "one"))
+    shard = read_shard(tmp_path / "one")
+    assert shard is not None
+    assert {key: why.startswith(PASSING) for key, why in shard.refused.items()} == {"1": True, "2": False}
 
 
 def test_a_shard_of_which_nothing_can_be_downloaded_is_made_again(clip: Clip, assets: list[Asset], tmp_path: Path):

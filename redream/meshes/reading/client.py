@@ -25,7 +25,7 @@ import trimesh
 
 import redream
 from redream.meshes.reading.names import NAMING, Named
-from redream.meshes.reading.refusal import AssetError, one_line, refusal
+from redream.meshes.reading.refusal import AssetError, ReaderFailed, one_line, refusal
 from redream.meshes.reading.scene_arrays import decode_scene
 from redream.settings import MeshLimits
 
@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 START_SECONDS = 120.0  # for the server to import its libraries on a busy machine
 CLOCK_FACTOR = 10  # time on the clock for each second of processor time, on a busy machine or a slow disk
 GRACE_SECONDS = 20.0  # after that, which the kernel enforces first
+# Signals that end a reader whatever is in its file: kills, for want of memory perhaps, and the clock of a busy machine.
+FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGALRM)
 
 
 def read_mesh_apart(path: Path, limits: MeshLimits, up_axis: str, border: str = "") -> trimesh.Scene:
@@ -55,14 +57,23 @@ def read_mesh_apart(path: Path, limits: MeshLimits, up_axis: str, border: str = 
 
 
 def names_apart(path: Path, limits: MeshLimits) -> list[Named]:
-    """Return what a mesh or material file names; nothing where its reader cannot tell."""
+    """Return what a mesh or material file names; nothing where no reader can tell.
+
+    Raises:
+        ReaderFailed: its reader failed twice, and another attempt may tell.
+    """
     if path.suffix.lower() not in NAMING:
         return []
     try:
         with _lock:
-            content = _ask(path, limits, "", "")
+            try:
+                content = _ask(path, limits, "", "")
+            except ReaderFailed:
+                content = _ask(path, limits, "", "")
         length = int.from_bytes(content[:8], "little")
         return [Named(kind, tuple(map(str, spellings))) for kind, spellings in json.loads(content[8 + length :])]
+    except ReaderFailed:
+        raise
     except (AssetError, ValueError, TypeError):  # a reader that a file took over may write anything
         return []
 
@@ -155,15 +166,20 @@ def _ask(path: Path, limits: MeshLimits, up_axis: str, border: str) -> bytes:
     except BaseException as error:  # an interrupt too leaves an answer that nobody awaits
         _discard()
         if isinstance(error, BrokenPipeError):
-            raise refusal(path, "could not be read: the process that reads mesh files ended") from error
+            raise _failed(path, "could not be read: the process that reads mesh files ended") from error
         raise
     if answer is None:
         _discard()
-        raise refusal(path, f"ends or stops the process that reads mesh files, within {clock_seconds(limits):.0f} s")
+        raise _failed(path, f"ends or stops the process that reads mesh files, within {clock_seconds(limits):.0f} s")
     if (status := answer["status"]) != 0:
-        raise refusal(path, _cause_of_death(status, limits))
+        is_passing = os.WIFSIGNALED(status) and os.WTERMSIG(status) in FROM_OUTSIDE
+        raise (_failed if is_passing else refusal)(path, _cause_of_death(status, limits))
     server.result.seek(0)
     return server.result.read()
+
+
+def _failed(path: Path, cause: str) -> ReaderFailed:
+    return ReaderFailed(str(refusal(path, cause)))
 
 
 def _cause_of_death(status: int, limits: MeshLimits) -> str:

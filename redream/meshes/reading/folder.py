@@ -12,6 +12,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote, unquote_to_bytes
 
@@ -19,6 +20,11 @@ from redream.meshes.reading.names import Named
 from redream.meshes.reading.refusal import Refused
 from redream.meshes.reading.textures import open_image
 from redream.settings import MeshLimits
+
+MAX_FILES = 1_000  # that belong to one mesh
+MAX_LIBRARIES = 64  # of materials, each of which is read
+MAX_LOOKUPS = 2_000  # of names, each of which costs some looks at the disk
+MAX_WORDS = 16  # libraries in one line
 
 
 def read_whole_file(path: Path, limits: MeshLimits, what: str = "") -> bytes:
@@ -45,6 +51,7 @@ class Folder:
         self._border = self._folder.parent if border is None else border.resolve()
         self.limits = limits
         self._contents: dict[Path, bytes] = {}
+        self._entries: dict[Path, dict[str, list[str]]] = {}  # of folders, by their names in one case and form
 
     def find(self, uri: str) -> Path:
         """Return the path that `uri` names, which may not exist, or refuse it where it leaves the folder."""
@@ -81,7 +88,7 @@ class Folder:
                 return [path]
         if named.kind != "library":
             return []
-        found = (self._located(word, named) for word in named.spellings[0].split())
+        found = (self._located(word, named) for word in named.spellings[0].split()[:MAX_WORDS])
         return [path for path in found if path is not None]
 
     def _located(self, name: str, named: Named) -> Path | None:
@@ -113,9 +120,21 @@ class Folder:
         yield self._folder.joinpath(*parts)
         path: Path | None = self._folder
         for part in parts:
-            path = path and _in_any_case(path, part)
+            path = path and self._in_any_case(path, part)
         if path is not None:
             yield path
+
+    def _in_any_case(self, folder: Path, name: str) -> Path | None:
+        """Return the one entry of a folder whose name differs in nothing but letter case and Unicode form."""
+        if name in ("", ".", "..") or (folder / name).exists():
+            return folder / name
+        if folder not in self._entries:
+            self._entries[folder] = entries = {}
+            with suppress(OSError):
+                for entry in os.listdir(folder):
+                    entries.setdefault(_alike(entry), []).append(entry)
+        same = self._entries[folder].get(_alike(name), [])
+        return folder / same[0] if len(same) == 1 else None
 
     def _is_picture(self, path: Path) -> bool:
         """Tell by its first bytes; nothing else outside of the mesh's own folder is read or copied."""
@@ -130,28 +149,29 @@ _PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"BM", b"GIF8", b"II*\0", b"M
 _FOREIGN = re.compile(r"[/\\~]|[A-Za-z]:|\w+://")
 
 
-def _in_any_case(folder: Path, name: str) -> Path | None:
-    """Return the one entry of a folder whose name differs in nothing but letter case and Unicode form."""
-    if name in ("", ".", "..") or (folder / name).exists():
-        return folder / name
-    wanted = unicodedata.normalize("NFC", name).casefold()
-    try:
-        same = [entry for entry in os.listdir(folder) if unicodedata.normalize("NFC", entry).casefold() == wanted]
-    except OSError:
-        return None
-    return folder / same[0] if len(same) == 1 else None
+def _alike(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def named_files(path: Path, names: Callable[[Path], list[Named]], border: Path | None = None) -> list[Path]:
     """Return a mesh file and the files that it names and those name, as far as they are there and may be read.
 
-    `names` reads the names in one file.
+    What is beyond `MAX_FILES`, `MAX_LIBRARIES` or `MAX_LOOKUPS` is left out: no mesh needs as many.
+
+    Args:
+        names: reads the names in one file.
     """
     folder, found = Folder(path, MeshLimits(), border), [path]
-    for current in found:  # grows meanwhile
-        if current is path or current.suffix.lower() == ".mtl":
-            for named in names(current):
-                found += [file for file in folder.files(named) if file not in found]
+    naming = [path]
+    num_lookups = 0
+    for current in naming:  # grows meanwhile
+        for named in names(current):
+            num_lookups += MAX_WORDS if named.kind == "library" else 1
+            if len(found) >= MAX_FILES or num_lookups > MAX_LOOKUPS:
+                return found
+            new = [file for file in folder.files(named) if file not in found]
+            found += new
+            naming += [file for file in new if file.suffix.lower() == ".mtl"][: MAX_LIBRARIES + 1 - len(naming)]
     return found
 
 

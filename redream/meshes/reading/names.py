@@ -42,14 +42,21 @@ class Named:
 def names_in(content: bytes, suffix: str) -> list[Named]:
     """Return what a file of this suffix names; nothing for one that cannot be understood."""
     found = NAMING[suffix](content) if suffix in NAMING else iter(())
-    kept = (named for named in found if all(0 < len(spelling) < MAX_CHARS for spelling in named.spellings))
-    return [named for named, _ in zip(kept, range(MAX_NAMES))]
+    kept: dict[tuple[str, tuple[str, ...]], Named] = {}  # many materials may name one picture
+    for named in found:
+        if all(0 < len(spelling) < MAX_CHARS for spelling in named.spellings):
+            kept.setdefault((named.kind, named.spellings), named)
+        if len(kept) == MAX_NAMES:
+            break
+    return list(kept.values())
 
 
 def obj_libraries(content: bytes) -> Iterator[Named]:
     """Yield what the lines of an OBJ name as libraries: one with blanks in its name, or several."""
+    line, counted = 1, 0
     for match in OBJ_LIBRARY.finditer(content):
-        yield Named("library", (line_text(match[1]),), content.count(b"\n", 0, match.start()) + 1)
+        line, counted = line + content.count(b"\n", counted, match.start()), match.start()
+        yield Named("library", (line_text(match[1]),), line)
 
 
 def mtl_lines(content: bytes) -> Iterator[tuple[int, str, str]]:

@@ -9,6 +9,10 @@ class AssetError(ValueError):
     """A mesh file that cannot be used; the message names the file and the cause in one sentence."""
 
 
+class ReaderFailed(AssetError):
+    """Reading failed in passing, such as by a kill of the reader: another attempt may succeed."""
+
+
 class Refused(Exception):
     """Why a mesh file cannot be used: what follows its name in a sentence."""
 

@@ -8,6 +8,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from prefect.settings import PREFECT_API_SSL_CERT_FILE, PREFECT_API_TLS_INSECURE_SKIP_VERIFY, temporary_settings
 
 from flows.processes.environment import (
     LOCAL_SERVER,
@@ -16,6 +17,8 @@ from flows.processes.environment import (
     reach_loopback_directly,
     starting_services,
 )
+from flows.processes.environment import _check_answers as check_answers
+from tests.flows.answering import HTTP_OK, answering, private_certificate
 
 FOREIGN = ("PREFECT_HOME", "PREFECT_API_URL", "PREFECT_PROFILE", "MLFLOW_TRACKING_URI")
 
@@ -99,3 +102,71 @@ def test_a_prefect_server_that_does_not_answer_is_named_at_once(
             raise AssertionError("nothing may start")
     assert "secret" not in str(said.value)
     assert not (tmp_path / "mlflow.db").exists()
+
+
+def server_at(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PREFECT_API_URL", url)
+
+
+def test_a_server_that_speaks_no_http_is_named_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with answering(b"SSH-2.0-OpenSSH_9.2\r\n") as port:
+        server_at(monkeypatch, f"http://127.0.0.1:{port}/api")
+        with pytest.raises(ValueError, match="what answers there does not speak HTTP"), starting_services(tmp_path):
+            raise AssertionError("nothing may start")
+
+
+def test_a_server_with_a_private_certificate_is_asked_with_prefects_own_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate = private_certificate(tmp_path)
+    with answering(HTTP_OK, certificate) as port:
+        api = f"https://127.0.0.1:{port}/api"
+        server_at(monkeypatch, api)
+        with pytest.raises(ValueError, match="certificate verify failed"), starting_services(tmp_path):
+            raise AssertionError("nothing may start")
+        with temporary_settings({PREFECT_API_SSL_CERT_FILE: str(certificate)}):
+            check_answers(api, "PREFECT_API_URL")
+        with temporary_settings({PREFECT_API_TLS_INSECURE_SKIP_VERIFY: True}):
+            check_answers(api, "PREFECT_API_URL")
+
+
+def test_a_server_behind_a_socks_proxy_is_asked_through_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with answering(b"\x05\x00", b"\x05\x00\x00\x01" + bytes(6), HTTP_OK) as port:
+        server_at(monkeypatch, "http://prefect.invalid/api")
+        monkeypatch.setenv("ALL_PROXY", f"socks5://127.0.0.1:{port}")
+        check_answers("http://prefect.invalid/api", "PREFECT_API_URL")
+
+
+@pytest.mark.parametrize("name", ["MLFLOW_TRACKING_URI", "PREFECT_SERVER_DATABASE_CONNECTION_URL"])
+def test_a_database_that_does_not_answer_is_named_at_once(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        monkeypatch.setenv(name, f"postgresql+asyncpg://me:secret@127.0.0.1:{probe.getsockname()[1]}/x")
+        prepare_environment(tmp_path)
+        named = f"{name} names a database .* does not answer .Connection refused"
+        with pytest.raises(ValueError, match=named) as said, starting_services(tmp_path):
+            raise AssertionError("nothing may start")
+    assert "secret" not in str(said.value)
+
+
+def test_a_broken_profile_of_prefect_is_named_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    (tmp_path / "profiles.toml").write_text('active = "x"\n[profiles.x]\nPREFECT_API_REQUEST_TIMEOUT = "soon"\n')
+    with pytest.raises(ValueError, match="Prefect cannot use its profile") as said, starting_services(tmp_path):
+        raise AssertionError("nothing may start")
+    assert "Error" not in str(said.value)
+
+
+def test_an_empty_place_is_none_and_commands_stay_in_the_output_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in FOREIGN:
+        monkeypatch.setenv(name, "")
+    prepare_environment(tmp_path)
+    assert os.environ["PREFECT_HOME"] == str(tmp_path / ".prefect")
+    assert "PREFECT_API_URL" not in os.environ
+    assert "MLFLOW_TRACKING_URI" not in os.environ

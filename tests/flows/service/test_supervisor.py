@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,9 +19,10 @@ import pytest
 
 from flows.command import app
 from flows.processes.environment import SERVING_FILE, read_serving
-from flows.service.addresses import Serving, checked_serving, has_secrets, is_loopback, serving_environment
+from flows.service.addresses import Serving, ask, checked_serving, has_secrets, is_loopback, serving_environment
 from flows.service.supervisor import Service, Supervisor
 from tests.flows import services
+from tests.flows.answering import answering
 from tests.flows.services import Served, free_port, wait_until
 
 SECRETS = {
@@ -94,6 +96,28 @@ def test_settings_of_the_user_stay_and_backends_are_beside_the_runs(tmp_path: Pa
     assert chosen.items() <= serving_environment(asked, chosen).items()
 
 
+def test_an_empty_place_is_none(tmp_path: Path) -> None:
+    empty = dict.fromkeys(("MLFLOW_BACKEND_STORE_URI", "PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_HOME"), "")
+    environment = serving_environment(Serving(out=tmp_path), empty)
+    assert environment["MLFLOW_BACKEND_STORE_URI"] == "sqlite:///mlflow.db"
+    assert environment["PREFECT_HOME"] == str(tmp_path / ".prefect")
+    assert "PREFECT_SERVER_DATABASE_CONNECTION_URL" not in environment
+
+
+def test_a_backend_that_does_not_answer_is_named_before_anything_starts(tmp_path: Path) -> None:
+    dead = {"MLFLOW_BACKEND_STORE_URI": f"postgresql://me:secret@127.0.0.1:{free_port()}/mlflow"}
+    asked = Serving(out=tmp_path, port=free_port(), mlflow_port=free_port())
+    with pytest.raises(ValueError, match="MLFLOW_BACKEND_STORE_URI names .*127.0.0.1.*does not answer") as said:
+        checked_serving(asked, dead)
+    assert "secret" not in str(said.value)
+
+
+@pytest.mark.parametrize("answer", [b"SSH-2.0-OpenSSH_9.2\r\n", b"", b"HTTP/1.1 200 OK\r\n\r\n{no json"])
+def test_a_port_at_which_something_else_answers_is_no_server(answer: bytes) -> None:
+    with answering(answer) as port:
+        assert ask(f"http://127.0.0.1:{port}/health")[1] is None
+
+
 def test_passwords_are_in_no_file(tmp_path: Path) -> None:
     environment = serving_environment(Serving(out=tmp_path, host="0.0.0.0"), SECRETS)
     assert environment["PREFECT_API_AUTH_STRING"] == SECRETS["PREFECT_SERVER_API_AUTH_STRING"]
@@ -105,11 +129,13 @@ def test_passwords_are_in_no_file(tmp_path: Path) -> None:
 
 def test_commands_use_the_servers_only_while_they_run(tmp_path: Path) -> None:
     addresses = {"prefect_api": "http://127.0.0.1:1/api", "mlflow_url": "http://127.0.0.1:2"}
-    where = {"pid": os.getpid(), "started": psutil.Process().create_time(), **addresses}
+    where = {"out": str(tmp_path), "pid": os.getpid(), "started": psutil.Process().create_time(), **addresses}
     assert read_serving(tmp_path) is None
     (tmp_path / SERVING_FILE).write_text(json.dumps(where))
     assert read_serving(tmp_path) == addresses
-    (tmp_path / SERVING_FILE).write_text(json.dumps({**where, "started": where["started"] - 60}))
+    shutil.copytree(tmp_path, tmp_path / "copy")
+    assert read_serving(tmp_path / "copy") is None  # the servers write into the folder that it was copied from
+    (tmp_path / SERVING_FILE).write_text(json.dumps({**where, "started": psutil.Process().create_time() - 60}))
     assert read_serving(tmp_path) is None  # the number of a dead one, given to another
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()

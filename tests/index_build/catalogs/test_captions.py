@@ -117,6 +117,14 @@ def test_a_front_axis_is_one_of_the_ground_or_keep_and_another_costs_its_row(tmp
     assert dropped == {UNKNOWN_FRONT: 3}
 
 
+def test_a_front_axis_is_judged_by_the_builds_up_axis_where_its_row_names_none(tmp_path: Path):
+    (tmp_path / "t.csv").write_text("uid,caption,front_axis\na,x,+Y\nb,x,-X\nc,x,+Z\nd,x,keep\n")
+    dropped: Counter[str] = Counter()
+    rows = list(read_captions(tmp_path / "t.csv", dropped, up_axis="+Z"))
+    assert {row.uid: row.front_axis for row in rows} == {"a": "+Y", "b": "-X", "d": "keep"}
+    assert dropped == {UNKNOWN_FRONT: 1}
+
+
 def test_an_up_axis_is_read_in_any_case_and_an_unknown_one_costs_its_row(tmp_path: Path):
     axes = {"a": "+Z", "b": "z", "c": "", "d": "+y", "e": "-X"}
     table = "".join(f"{uid},a thing,{axis}\n" for uid, axis in axes.items())

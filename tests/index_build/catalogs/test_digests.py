@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from index_build.catalogs.digests import FileDigest
+from redream.meshes.reading import client
+from redream.meshes.reading.refusal import ReaderFailed
 from redream.records import Asset
 
 
@@ -84,6 +86,20 @@ def test_what_was_hashed_is_not_read_again(folder: Path):
     assert digests(folder) == before, "size and time stand for the content, once they have settled"
     (folder.parent / "cache" / "digests.sqlite").unlink()
     assert digests(folder)["chair.gltf"] != before["chair.gltf"]
+
+
+def test_what_a_killed_reader_could_not_tell_is_asked_again(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = client._ask
+
+    def killed(*_: object) -> bytes:
+        raise ReaderFailed("table.obj could not be read.")
+
+    monkeypatch.setattr(client, "_ask", killed)
+    blind = digests(folder)
+    monkeypatch.setattr(client, "_ask", asked)
+    seeing = digests(folder)
+    write(folder / "maps/stone.png", "other stone", seconds_ago=30)
+    assert digests(folder)["table.obj"] != seeing["table.obj"] != blind["table.obj"]
 
 
 def test_a_damaged_memory_is_forgotten(folder: Path):

@@ -274,6 +274,28 @@ def test_more_trainings_than_cards_are_spread_over_them(tmp_path: Path, monkeypa
         pass
 
 
+def test_a_run_that_fits_few_cards_takes_no_more_slots_of_them_than_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_cards(monkeypatch, [Card("NVIDIA T400 4GB", 3.8, uuid="small"), Card(uuid="big")])
+    monkeypatch.setenv(NUM_SLOTS, "2")
+    with others_hold(tmp_path, "big-0"), pytest.raises(Full), device_slot(tmp_path, FULL_SIZE_GIB, on_wait=full):
+        pass
+    monkeypatch.setenv(NUM_SLOTS, "1")
+    with device_slot(tmp_path, FULL_SIZE_GIB, on_wait=full):  # the one slot is the larger card's
+        assert is_held(tmp_path, "big-0")
+
+
+def test_a_stage_that_falls_back_to_the_cpu_and_does_not_train_takes_no_slot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_cards(monkeypatch, [Card(trouble="CUDA error: no kernel image is available")])
+    monkeypatch.setattr(slots, "cpu_slots", lambda: 1)
+    monkeypatch.setenv(SLOTS_FOLDER, str(tmp_path))
+    with others_hold(tmp_path, "cpu--0"), device_slot(tmp_path, trains=False, on_wait=full) as device:
+        assert device == "cpu"
+
+
 def test_card_on_which_nothing_runs_is_left_out_for_the_next_or_the_cpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -359,6 +381,29 @@ def test_a_folder_of_slots_that_users_share_and_its_locks_are_for_all_of_them(
     finally:
         os.umask(umask)
     assert stat.S_IMODE((tmp_path / "shared").stat().st_mode) == 0o777
+
+
+def test_a_shared_folder_and_its_locks_are_never_there_with_another_mode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a second user nor a kill finds them before they are open to all."""
+    monkeypatch.setenv(SLOTS_FOLDER, str(tmp_path / "shared"))
+    seen: dict[Path, int] = {}
+
+    def look(*_: object) -> None:
+        for path in (tmp_path / "shared", tmp_path / "shared" / "cpu--0.lock"):
+            if path.exists():
+                seen.setdefault(path, stat.S_IMODE(path.stat().st_mode))
+
+    umask = os.umask(0o077)
+    sys.setprofile(look)
+    try:
+        with device_slot(slots_folder()):
+            pass
+    finally:
+        sys.setprofile(None)
+        os.umask(umask)
+    assert [*seen.values()] == [0o777, 0o666]
 
 
 def test_a_lock_of_another_user_is_named_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

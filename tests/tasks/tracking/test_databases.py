@@ -32,6 +32,14 @@ def tables(path: Path) -> set[str]:
         return {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
 
 
+def test_a_half_upgraded_database_of_ours_without_runs_is_made_again(tmp_path: Path) -> None:
+    prepare_database(tmp_path / "mlflow.db", MLFLOW)
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
+        database.execute("CREATE TABLE _alembic_tmp_runs (run_uuid TEXT)")
+    prepare_database(tmp_path / "mlflow.db", MLFLOW)
+    assert "_alembic_tmp_runs" not in tables(tmp_path / "mlflow.db")
+
+
 def half_made(path: Path, run: str = "") -> None:
     """Leave what a migration leaves that was killed: an early revision, and a table under a name of Alembic's."""
     with closing(sqlite3.connect(path)) as database, database:

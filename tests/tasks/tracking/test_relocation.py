@@ -10,7 +10,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from tasks.tracking.relocation import EXPERIMENT
-from tasks.tracking.tracker import Tracker, default_tracking_uri, experiment_id, open_tracking, uri_today
+from tasks.tracking.tracker import Tracker, default_tracking_uri, experiment_id, is_own, open_tracking, uri_today
 
 ODD_NAMES = ["plain", "a%20b", "100%", "a?b", "a#b", "a & b;c", "ü 'x\" 日本", "a@b:c+d,e=f", "[x] {y} $z ~ !"]
 
@@ -65,8 +65,18 @@ def test_a_record_that_names_the_former_database_leads_to_the_present_one(tmp_pa
     (tmp_path / "is").mkdir()
     (tmp_path / "is" / "mlflow.db").touch()
     was = default_tracking_uri(tmp_path / "was")
-    assert uri_today(was, tmp_path / "is") == default_tracking_uri(tmp_path / "is")
-    assert uri_today("http://127.0.0.1:5000", tmp_path / "is") == "http://127.0.0.1:5000"
+    assert uri_today({"uri": was, "is_own": True}, tmp_path / "is") == default_tracking_uri(tmp_path / "is")
+    assert uri_today({"uri": was}, tmp_path / "is") == default_tracking_uri(tmp_path / "is")  # an older record
+    assert uri_today({"uri": "http://127.0.0.1:5000", "is_own": False}, tmp_path / "is") == "http://127.0.0.1:5000"
+
+
+def test_a_database_of_the_users_own_is_never_taken_for_the_folders(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mlflow.db").touch()
+    users = open_tracking(default_tracking_uri(tmp_path), tmp_path)
+    tracked = {"uri": users.uri, "is_own": is_own(users, tmp_path / "out")}
+    assert uri_today(tracked, tmp_path / "out") == default_tracking_uri(tmp_path)
+    assert is_own(users, tmp_path)
 
 
 def test_a_deleted_experiment_is_restored_by_the_next_command(tmp_path: Path) -> None:

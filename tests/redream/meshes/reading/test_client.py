@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import trimesh
 
 from redream.meshes.assets import AssetError, load_mesh
 from redream.meshes.reading import client
+from redream.meshes.reading.refusal import ReaderFailed
 from redream.meshes.scenes import scene_parts, scene_vertices
 from redream.settings import MeshLimits
 
@@ -65,13 +67,35 @@ def test_a_file_over_the_memory_limit_is_refused_and_the_next_one_opens(endless:
     assert len(scene_parts(load_mesh(box))) == 1
 
 
-def test_a_crash_of_the_reader_is_a_refusal_and_the_next_file_opens(endless: Path, box: Path) -> None:
+@pytest.mark.parametrize(("number", "is_passing"), [(signal.SIGSEGV, False), (signal.SIGKILL, True)])
+def test_a_crash_of_the_reader_is_a_refusal_and_the_next_file_opens(
+    number: signal.Signals, is_passing: bool, endless: Path, box: Path
+) -> None:
     load_mesh(box)
-    killer = threading.Thread(target=kill_first_child, args=(server_pid(), signal.SIGSEGV))
+    killer = threading.Thread(target=kill_first_child, args=(server_pid(), number))
     killer.start()
-    assert "crashes its reader (SIGSEGV)" in refusal(endless, MeshLimits(seconds=60))
+    with pytest.raises(AssetError, match=rf"crashes its reader \({number.name}\)") as error:
+        load_mesh(endless)
+    assert isinstance(error.value, ReaderFailed) == is_passing
     killer.join()
     assert len(scene_parts(load_mesh(box))) == 1
+
+
+def test_names_are_asked_for_again_where_the_reader_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "many.obj"
+    path.write_text("mtllib a.mtl\n" + "mtllib b.mtl\n" * 100_000)
+    asked, kills = client._ask, [ReaderFailed("killed")]
+
+    def killed_once(*request: Any) -> bytes:
+        if kills:
+            raise kills.pop()
+        return asked(*request)
+
+    monkeypatch.setattr(client, "_ask", killed_once)
+    assert [named.spellings for named in client.names_apart(path, MeshLimits(seconds=5))] == [("a.mtl",), ("b.mtl",)]
+    kills.extend([ReaderFailed("killed")] * 2)
+    with pytest.raises(ReaderFailed):
+        client.names_apart(path, MeshLimits())
 
 
 def kill_first_child(pid: int, number: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from redream.meshes.assets import load_mesh, named_files, scene_parts
 from redream.meshes.reading.folder import Folder
+from redream.meshes.reading.folder import named_files as find_named
 from redream.meshes.reading.names import Named
 from redream.settings import MeshLimits
 
@@ -88,6 +90,32 @@ def test_the_root_of_a_catalog_is_the_border_of_its_pictures(tmp_path: Path) -> 
     beside = write(tmp_path, *textured("map_Kd ../red.png"), "../red.png")
     assert visual(beside, border=str(tmp_path / "asset")).material.image is None
     assert len(named_files(beside, border=str(tmp_path / "asset"))) == 2
+
+
+def test_looking_for_thousands_of_names_ends_soon(tmp_path: Path) -> None:
+    """Each would list its folder for another case, and each library name as many again."""
+    for number in range(3_000):
+        (tmp_path / f"{number}.png").touch()
+    libraries = [Named("library", (" ".join(f"A{row}-{word}.mtl" for word in range(100)),)) for row in range(1_000)]
+    (tmp_path / "a.obj").touch()
+    started = time.process_time()
+    assert find_named(tmp_path / "a.obj", lambda path: libraries) == [tmp_path / "a.obj"]
+    assert time.process_time() - started < 5  # 0.5 on an idle machine
+
+
+def test_one_mesh_has_no_more_files_than_any_mesh_needs(tmp_path: Path) -> None:
+    """Libraries that name each other's pictures by the thousand cost a bounded number of looks and readings."""
+    read: list[Path] = []
+
+    def names(path: Path) -> list[Named]:
+        read.append(path)
+        return [Named("library", (f"{number}.mtl",)) for number in range(100)]
+
+    for number in range(100):
+        (tmp_path / f"{number}.mtl").touch()
+    (tmp_path / "a.obj").touch()
+    assert len(find_named(tmp_path / "a.obj", names)) == 101
+    assert len(read) <= 65
 
 
 @pytest.mark.parametrize(
