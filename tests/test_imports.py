@@ -54,10 +54,11 @@ ROOMS = {  # of each package, from the bottom; a module imports its own room and
         {"batches", "service"},
         {"build_index", "generate", "evaluate"},
         {"rerun", "batch"},
+        {"compare"},
         {"command"},
     ),
 }
-FLOWS = {"generate", "build_index", "batch", "evaluate", "rerun"}
+FLOWS = {"generate", "build_index", "batch", "compare", "evaluate", "rerun"}
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
 

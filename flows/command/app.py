@@ -14,7 +14,7 @@ from typing import cast
 
 import typer
 
-from flows.command import browsing, indexes, machine, objects
+from flows.command import browsing, comparing, indexes, machine, objects
 from flows.processes.command_server import collect_rarely
 from redream.messages import reason
 from redream.pages.text import visible_text
@@ -40,6 +40,7 @@ for run in (
     browsing.settings,
     objects.rerun,
     objects.batch,
+    comparing.compare,
     browsing.sync,
     browsing.gc,
     browsing.ui,

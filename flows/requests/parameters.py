@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 from pydantic import Field, StringConstraints, TypeAdapter
 
+from flows.requests.columns import STUDIES
 from flows.requests.plan import NEEDS
 from flows.requests.request import MAX_ASSETS, MAX_PROMPT_CHARS
 from redream.presets import PRESETS
@@ -18,6 +19,8 @@ from redream.settings import Method, RunConfig
 
 PresetName = Annotated[str, Field(json_schema_extra={"enum": [*PRESETS]})]
 MethodName = Annotated[str, Field(json_schema_extra={"enum": [*get_args(Method)]})]
+MethodNames = Annotated[list[MethodName], Field(max_length=100)]
+StudyName = Annotated[str, Field(json_schema_extra={"enum": ["", *STUDIES]})]
 
 # One line of text with something to see in it. Rust, Python and JavaScript read these the same way.
 _CONTROLS = r"\x00-\x1f\x7f-\x9f\u2028\u2029"
