@@ -139,6 +139,28 @@ def test_batch_makes_what_it_can_and_then_only_what_is_missing_in_minutes(
     assert [outcome["state"] for outcome in again["outcomes"]] == ["skipped", "skipped", "done", "skipped"]
 
 
+@pytest.mark.timeout(3 * TIMEOUT)
+def test_a_comparison_that_was_killed_ends_with_the_report_of_an_undisturbed_one_in_minutes(
+    world: World, tmp_path: Path, started: Any
+) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("a grey box\na grey ball\n")
+    asked = [str(file), "--methods", "vsd,sds", "--seeds", "0,1", "--workers", "2"]
+    whole, killed = (tmp_path / name for name in ("whole", "killed"))
+    made = result(started("compare", *asked, *asking(world, whole)))
+    process = started("compare", *asked, *asking(world, killed))
+    while sum(run["flow"] == "generate" and run["state"] == "finished" for run in list_runs(killed)) < 2:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.2)
+    process.kill()
+    process.communicate(timeout=TIMEOUT)
+    again = result(started("compare", *asked, *asking(world, killed)))
+    for name in ("report.html", "objects.csv", "comparison.json", "table.tex"):
+        one, other = (Path(each["report"]).with_name(name).read_bytes() for each in (made, again))
+        assert one == other, name
+    assert set(made["means"]["clip_score_clip_a"]) == {"vsd", "sds"}
+
+
 @pytest.mark.timeout(2 * TIMEOUT)
 def test_terminated_command_ends_at_its_next_step_in_minutes(world: World, tmp_path: Path, started: Any) -> None:
     endless = ["--set", "distill.num_steps=100000"]
