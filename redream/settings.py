@@ -6,7 +6,6 @@ of them threestudio's for ProlificDreamer. Settings are data: no I/O, no device,
 
 from __future__ import annotations
 
-import typing
 from dataclasses import asdict, dataclass
 from dataclasses import field as setting
 from typing import Annotated, Any, Literal
@@ -27,6 +26,7 @@ from redream.limits import (
     require,
     require_limits,
 )
+from redream.methods import METHODS
 
 Method = Literal["redream", "vsd", "sds"]
 
@@ -189,7 +189,7 @@ class AdaptationConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DistillConfig:
-    method: Method = "redream"  # redream, vsd or sds; set by --method
+    method: Method = "redream"  # set by --method; `redream methods` lists them
     num_steps: Count = 20_000  # of all particles together; paper
     num_particles: Annotated[int, Interval(ge=1, le=64)] = 1  # fields optimised side by side
     views_per_step: Annotated[int, Interval(ge=1, le=1024)] = 1  # renders per step
@@ -234,7 +234,7 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         require_limits("distill", self)
-        require(self.method in typing.get_args(Method), "distill.method", self.method, "redream, vsd or sds")
+        require(self.method in METHODS, "distill.method", self.method, ", ".join(METHODS))
         require(
             self.warm_up_steps <= self.num_steps,
             "distill.warm_up_steps",

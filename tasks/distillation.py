@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from redream.methods import METHODS, unused_settings
 from redream.seeds import stage_seed
 from redream.settings import DistillConfig, FieldConfig, RunConfig
 from redream.weights import weights_digest
@@ -32,14 +33,14 @@ from tasks.runs.stage import (
 )
 
 if TYPE_CHECKING:
-    from redream.distill.loop import DistillState, DistillStep
+    from redream.distill.loop import DistillStep
     from redream.distill.particle import Particle
+    from redream.distill.state import DistillState
 
 STAGE_VERSION = 2
 CHECKPOINT_EVERY_SECONDS = 60.0
 NUM_PREVIEWS = 10
 PREVIEW_AZIMUTHS = 4
-OF_VARIATIONAL = ("lr_variational", "variational_rank", "camera_dropout")
 OF_INITIALISATION = ("lambda_ret_rgb", "lambda_ret_opacity", "variational_sees_assets")
 OF_LEARNED_BACKGROUND = ("random_background_probability", "lr_background")
 
@@ -92,20 +93,21 @@ def load_particles(output: Output, config: FieldConfig, device: str) -> list[Par
 
 def reaching_settings(config: DistillConfig, stage: str) -> dict[str, Any]:
     """Return the settings of distillation that can change a stage's result, cut to the steps that it takes."""
-    has_assets = config.method == "redream"
+    has_assets = METHODS[config.method].uses_assets
     is_warm_up = stage == "warm_up"
     begin = config.warm_up_steps if has_assets and not is_warm_up else 0
     end = config.warm_up_steps if is_warm_up else config.num_steps
     settings: dict[str, Any] = asdict(config)
     # What an earlier stage did is in the inputs' content: the warm-up's state, or whether there is an adapter.
     unused = {"num_steps", "warm_up_steps", "use_adapter"}
-    unused |= {"guidance_scale", *OF_VARIATIONAL} if config.method == "sds" else {"sds_guidance_scale"}
+    names = [f"distill.{name}" for name in settings]
+    unused |= {name.partition(".")[2] for name in unused_settings(config.method, names)}
     unused |= set(OF_LEARNED_BACKGROUND) if config.background == "grey" else {"background_grey"}
     if not is_warm_up:
         unused |= {"use_initialisation", *OF_INITIALISATION}
     elif not config.use_initialisation:
         unused |= set(OF_INITIALISATION)
-    if not has_assets or config.delta_every == 0:
+    if config.delta_every == 0:
         unused |= {"delta_every", "delta_weight"}
     if not any(config.lambda_opacity_entropy(step) > 0 for step in range(begin, end)):
         unused |= {"lambda_opacity_entropy"}

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("redream", "index_build", "tasks", "flows")  # each may import itself and those before it
 ROOMS = {  # of each package, from the bottom; a module imports its own room and those before it
     "redream": (
-        {"devices", "limits"},
+        {"devices", "limits", "methods"},
         {"settings"},
         {
             "presets",

@@ -38,6 +38,7 @@ for run in (
     browsing.runs,
     browsing.show,
     browsing.settings,
+    browsing.methods,
     objects.rerun,
     objects.batch,
     comparing.compare,

@@ -75,6 +75,20 @@ def settings(
     console().print(table)
 
 
+def methods(as_json: AsJson = False) -> None:
+    """List the methods, and the settings that only some of them use."""
+    from redream.methods import METHODS
+
+    if as_json:
+        print_json({name: asdict(facts) for name, facts in METHODS.items()})
+        return
+    table = Table("method", "what it is", "settings of its own", box=None)
+    for name, facts in METHODS.items():
+        own = [f"{setting}*" if setting.endswith(".") else setting for setting in facts.settings]
+        table.add_row(name, f"{facts.what} ({facts.source})", "\n".join(own))
+    console().print(table)
+
+
 def sync(out: Out = DEFAULT_OUT, as_json: AsJson = False) -> None:
     """Deliver to MLflow what it could not take before, and close what has crashed."""
     folder = checked_out(out)

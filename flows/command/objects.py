@@ -31,15 +31,18 @@ from flows.requests.request import (
     parsed_settings,
     split_ids,
 )
+from redream.methods import METHODS
 from redream.settings import MeshLimits
 from tasks.machinery.devices import needed_gib
 from tasks.runs.records import finished_stage, read_run
+
+METHOD_HELP = f"{', '.join(METHODS)}; `redream methods` tells them apart."
 
 
 def generate(
     prompt: Prompt,
     preset: Preset = "mini",
-    method: Annotated[str, typer.Option(help="redream, vsd or sds.")] = "redream",
+    method: Annotated[str, typer.Option(help=METHOD_HELP)] = "redream",
     seed: Annotated[
         int, typer.Option(help="The same seed gives the same object on a CPU, and nearly the same on a GPU.")
     ] = 0,
@@ -142,7 +145,7 @@ def rerun(
 def batch(
     prompts: Annotated[str, typer.Argument(help="Text with a prompt a line, JSON or a table.", show_default=False)],
     preset: Preset = "mini",
-    method: Annotated[str, typer.Option(help="redream, vsd or sds.")] = "redream",
+    method: Annotated[str, typer.Option(help=METHOD_HELP)] = "redream",
     seeds: Annotated[str, typer.Option(help="An object of each prompt for each of these seeds.")] = "0",
     settings: Settings = [],
     index: Index = "",

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from redream.methods import unused_settings, users_of
 from redream.overrides import with_overrides
 from redream.presets import PRESETS
 from redream.records import MESH_SUFFIXES
@@ -78,6 +79,8 @@ def checked_request(
     """Accept a request or raise a `ValueError` whose message names what is wrong and what to do."""
     text = checked_prompt(prompt)
     config = checked_config(preset, method, settings or {})
+    if unused := unused_settings(method, settings or {}):
+        raise ValueError(f"method {method} does not use {unused[0]}; {_listed(users_of(unused[0]))}")
     if not 0 <= seed < 2**63:
         raise ValueError(f"--seed is {seed}; it must be within [0, 2^63)")
     if assets and index:
@@ -141,6 +144,10 @@ def checked_config(preset: str, method: str, settings: Mapping[str, Any]) -> Run
     if "distill.method" in settings:
         raise ValueError("distill.method is set with --method, not with --set")
     return with_overrides(PRESETS[preset](), {"distill.method": method, **settings})
+
+
+def _listed(methods: Sequence[str]) -> str:
+    return f"{methods[0]} does" if len(methods) == 1 else f"{', '.join(methods[:-1])} and {methods[-1]} do"
 
 
 def checked_weights(config: RunConfig) -> None:

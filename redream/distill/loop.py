@@ -1,10 +1,7 @@
-"""Distillation: optimise particles by score distillation, from the warm-up with retrieved assets to the end.
+"""Distillation: optimise particles by score distillation, with any method of `methods/table.py`.
 
-One step, for one particle theta of the set (ReDream, Sec. 4; ProlificDreamer, Alg. 1):
-
-    draw psi, t, eps;  x_0 = E(g(theta, psi)),  x_t = alpha_t x_0 + sigma_t eps
-    theta  moves by v_2d (Eq. 2), plus v_ret while step < K (Eq. 3), regularised every third step (App. B)
-    the variational LoRA learns to denoise the render (Eq. 2), and the asset's while step < K (Eq. 4)
+One step: a particle theta of the set is drawn, the method looks at it and gives losses, the particle moves, and the
+method's own network, if it has one, learns from what was seen. What a method does is in its file.
 
 The warm-up does not need the adapted prior: `distill(..., until_step=K)` runs it with the plain one beside the
 adaptation, and a second call continues from its state with the adapted one. Everything that a step depends on is in
@@ -14,31 +11,21 @@ adaptation, and a second call continues from its state with the adapted one. Eve
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from redream.cameras import Camera, camera_rays, sample_cameras
-from redream.devices import send
-from redream.distill.asset_velocity import asset_energy
-from redream.distill.delta import delta_gradient, is_delta_step
-from redream.distill.loss import opacity_entropy, sparsity, specify_gradient
-from redream.distill.particle import CHECKPOINT, Particle
-from redream.distill.schedule import sample_timesteps, weight
-from redream.distill.sds import sds_gradient
-from redream.distill.vsd import variational_loss, vsd_gradient
+from redream.distill.methods.method import Method
+from redream.distill.methods.table import METHODS
+from redream.distill.particle import Particle
+from redream.distill.state import DistillState
+from redream.distill.step import Inputs, Turn
 from redream.field.occupancy import OccupancyGrid, visual_hull
 from redream.field.radiance_field import RadianceField
-from redream.images import Rendering, composite, to_images, to_rgb
-from redream.prior.prompts import PromptEmbeds, camera_views
-from redream.prior.stable_diffusion import VARIATIONAL, StableDiffusionPrior
+from redream.prior.stable_diffusion import StableDiffusionPrior
 from redream.render.mesh import AssetViews
 from redream.render.volume import step_length
 from redream.settings import CameraConfig, DistillConfig, FieldConfig
@@ -59,54 +46,6 @@ class DistillStep:
     grad_norm: float
 
 
-@dataclass(eq=False)
-class DistillState:
-    """All that a step reads and writes: particles, the variational LoRA, optimisers, the generator, the step count."""
-
-    particles: list[Particle]
-    optimizers: list[torch.optim.Optimizer]
-    variational: list[nn.Parameter]
-    variational_optimizer: torch.optim.Optimizer | None
-    generator: torch.Generator
-    step: int = 0
-
-    def save(self, folder: Path | str) -> None:
-        """Write the checkpoint; the old one stays until the new one is whole."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f"{CHECKPOINT}.part"
-        torch.save(
-            {
-                "step": self.step,
-                "particles": [particle.state_dict() for particle in self.particles],
-                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-                "variational": [parameter.detach() for parameter in self.variational],
-                "variational_optimizer": self.variational_optimizer and self.variational_optimizer.state_dict(),
-                "generator": self.generator.get_state(),
-            },
-            temporary,
-        )
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(folder / CHECKPOINT)
-
-    def load(self, folder: Path | str) -> None:
-        """Continue from a checkpoint of the same settings."""
-        # On the CPU first: the generator's state is refused elsewhere, and the optimisers move theirs themselves.
-        saved = torch.load(Path(folder) / CHECKPOINT, map_location="cpu", weights_only=True)
-        for particle, state in zip(self.particles, saved["particles"], strict=True):
-            particle.load_state_dict(state)
-        for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
-        with torch.no_grad():
-            for parameter, value in zip(self.variational, saved["variational"], strict=True):
-                parameter.copy_(value)
-        if self.variational_optimizer is not None:
-            self.variational_optimizer.load_state_dict(saved["variational_optimizer"])
-        self.generator.set_state(saved["generator"])
-        self.step = saved["step"]
-
-
 def create_state(
     prior: StableDiffusionPrior,
     assets: list[AssetViews],
@@ -117,7 +56,7 @@ def create_state(
     """Create the particles, each with an asset drawn for it, and add the variational LoRA to the prior.
 
     Args:
-        assets: views of the retrieved assets, none for plain VSD and SDS.
+        assets: views of the retrieved assets; none without retrieval.
     """
     generator = torch.Generator().manual_seed(seed)
     # Sampling without replacement while there are assets left, so that few particles differ as much as they can.
@@ -133,9 +72,8 @@ def create_state(
         particles.append(particle.to(prior.device))
     optimizers = [_field_optimizer(particle.field, config) for particle in particles]
     variational, variational_optimizer = [], None
-    if config.method != "sds":
-        seed_of_lora = int(torch.randint(2**31, (), generator=generator))
-        variational = prior.add_lora(VARIATIONAL, config.variational_rank, seed_of_lora)
+    if (add_network := METHODS[config.method].add_network) is not None:
+        variational = add_network(prior, config, generator)
         variational_optimizer = torch.optim.AdamW(variational, lr=config.lr_variational, weight_decay=0.0)
     return DistillState(particles, optimizers, variational, variational_optimizer, generator)
 
@@ -157,170 +95,38 @@ def distill(
     """
     embeds = prior.prompt_embeds(prompt)
     prior.rest()
-    asset_indices = [int(particle.asset_index) for particle in state.particles]
+    inputs = Inputs(prior, embeds, config, field_config, camera_config)
+    indices = [int(particle.asset_index) for particle in state.particles]
+    kept = [assets[index] if index >= 0 else None for index in indices]
     while state.step < until_step:
-        yield _step(state, prior, embeds, assets, asset_indices, config, field_config, camera_config)
+        yield _step(state, inputs, METHODS[config.method], kept)
 
 
-def _step(
-    state: DistillState,
-    prior: StableDiffusionPrior,
-    embeds: PromptEmbeds,
-    assets: list[AssetViews],
-    asset_indices: list[int],
-    config: DistillConfig,
-    field_config: FieldConfig,
-    camera_config: CameraConfig,
-) -> DistillStep:
+def _step(state: DistillState, inputs: Inputs, method: Method, assets: list[AssetViews | None]) -> DistillStep:
     step, generator = state.step, state.generator
     index = int(torch.randint(len(state.particles), (), generator=generator))
     particle, optimizer = state.particles[index], state.optimizers[index]
-    asset_index = asset_indices[index]
-    is_warm_up = config.use_initialisation and asset_index >= 0 and step < config.warm_up_steps
-    is_delta = config.method == "redream" and asset_index >= 0 and is_delta_step(step, config.delta_every)
+    turn = Turn(step, particle, assets[index], generator)
 
-    # The camera psi: one of the asset's where its render is needed, else a new one.
-    size = config.low_resolution if step < config.high_resolution_from_step else config.high_resolution
-    asset: Rendering | None = None
-    if is_warm_up or is_delta:
-        camera, asset = _draw_asset_view(assets[asset_index], config.views_per_step, size, generator)
-        asset = asset.to(prior.device)
-    else:
-        camera = sample_cameras(camera_config, config.views_per_step, size, generator)
-    views = camera_views(camera, camera_config)
-    camera = camera.to(prior.device)
-
-    rendering = particle.render(camera, field_config, generator)
-    background = _draw_background(particle.field, camera, config, generator)
-    x_0 = prior.encode(to_images(composite(rendering, background)))
-    t = sample_timesteps(config, step, len(prior.alphas_cumprod), len(x_0), generator)
-    eps = send(torch.randn(x_0.shape, generator=generator), prior.device)
-    gradient_of = partial(
-        _latent_gradient,
-        prior=prior,
-        embeds=embeds,
-        camera=camera,
-        t=send(t, prior.device),
-        eps=eps,
-        config=config,
-        views=views,
-    )
-    gradient = gradient_of(x_0)
-    asset_x_0 = None
-    if asset is not None:
-        with torch.no_grad():
-            asset_x_0 = prior.encode(to_images(composite(asset, background)))
-    if is_delta:
-        assert asset_x_0 is not None
-        gradient = delta_gradient(gradient, gradient_of(asset_x_0), config.delta_weight)
-
-    losses = {
-        "score": specify_gradient(x_0, gradient),
-        "sparsity": config.lambda_sparsity * sparsity(rendering.opacity),
-    }
-    if (entropy_weight := config.lambda_opacity_entropy(step)) > 0:
-        losses["opacity_entropy"] = entropy_weight * opacity_entropy(rendering.opacity)
-    if is_warm_up:
-        assert asset is not None
-        losses["asset"] = asset_energy(rendering, asset, background, config.lambda_ret_rgb, config.lambda_ret_opacity)
+    scored = method.score(inputs, turn)
     optimizer.zero_grad(set_to_none=True)
-    torch.stack(list(losses.values())).sum().backward()
-    values = _read_finite({**losses, "gradient's norm": _grad_norm(particle.field)}, step, t)
+    torch.stack(list(scored.losses.values())).sum().backward()
+    values = _read_finite({**scored.losses, "gradient's norm": _grad_norm(particle.field)}, step, scored.t)
     grad_norm = values.pop("gradient's norm")
     optimizer.step()
 
-    if config.method != "sds":
-        shown = x_0
-        if is_warm_up and config.variational_sees_assets and asset_x_0 is not None:
-            shown = torch.cat([x_0, asset_x_0])
-        loss = _train_variational(state, prior, embeds, shown, camera, config)
-        values |= _read_finite({"variational": loss}, step, t)
-    if (step + 1) % config.occupancy_every == 0:
-        interval = step_length(field_config.radius, field_config.num_samples_per_ray)
+    if method.network_loss is not None:
+        assert state.variational_optimizer is not None
+        loss = method.network_loss(inputs, turn, scored)
+        state.variational_optimizer.zero_grad()
+        loss.backward()
+        state.variational_optimizer.step()
+        values |= _read_finite({"variational": loss}, step, scored.t)
+    if (step + 1) % inputs.config.occupancy_every == 0:
+        interval = step_length(inputs.field_config.radius, inputs.field_config.num_samples_per_ray)
         particle.occupancy.update(particle.field.density, interval, generator)
     state.step += 1
-    return DistillStep(state.step, index, tuple(t.tolist()), values, grad_norm)
-
-
-def _latent_gradient(
-    x_0: Tensor,
-    *,
-    prior: StableDiffusionPrior,
-    embeds: PromptEmbeds,
-    camera: Camera,
-    t: Tensor,
-    eps: Tensor,
-    config: DistillConfig,
-    views: list[str],
-) -> Float[Tensor, "batch channels h w"]:
-    """Return the gradient of Eq. 1 (SDS) or Eq. 2 (VSD) with respect to the latents."""
-    x_t = prior.add_noise(x_0.detach(), t, eps)
-    weight_t = weight(t, prior.alphas_cumprod)
-    scale = config.sds_guidance_scale if config.method == "sds" else config.guidance_scale
-    predict_eps = partial(prior.predict_eps, t=t, cond=embeds.cond(views), uncond=embeds.uncond, guidance_scale=scale)
-    if config.method == "sds":
-        return sds_gradient(x_t, eps, weight_t, predict_eps)
-    plain = embeds.plain.expand(len(x_t), -1, -1)
-    return vsd_gradient(
-        x_t, weight_t, predict_eps, partial(prior.predict_eps_variational, t=t, cond=plain, camera=camera)
-    )
-
-
-def _train_variational(
-    state: DistillState,
-    prior: StableDiffusionPrior,
-    embeds: PromptEmbeds,
-    x_0: Tensor,
-    camera: Camera,
-    config: DistillConfig,
-) -> Tensor:
-    """Take one denoising step of the variational network on the current renders, with timesteps and noise anew."""
-    generator, repeats = state.generator, len(x_0) // len(camera)
-    t = send(torch.randint(len(prior.alphas_cumprod), (len(x_0),), generator=generator), prior.device)
-    eps = send(torch.randn(x_0.shape, generator=generator), prior.device)
-    is_dropped = bool(torch.rand((), generator=generator) < config.camera_dropout)
-    seen = (
-        None
-        if is_dropped
-        else Camera(camera.c2w.repeat(repeats, 1, 1), camera.fovy_deg.repeat(repeats), camera.height, camera.width)
-    )
-    cond = embeds.plain.expand(len(x_0), -1, -1)
-    x_t = prior.add_noise(x_0.detach(), t, eps)
-    loss = variational_loss(x_t, eps, partial(prior.predict_eps_variational, t=t, cond=cond, camera=seen))
-    assert state.variational_optimizer is not None
-    state.variational_optimizer.zero_grad()
-    loss.backward()
-    state.variational_optimizer.step()
-    return loss
-
-
-def _draw_asset_view(
-    views: AssetViews, num_views: int, size: int, generator: torch.Generator
-) -> tuple[Camera, Rendering]:
-    """Draw some of an asset's rendered cameras, with the renders at `size` pixels."""
-    chosen = torch.randint(len(views.camera), (num_views,), generator=generator)
-    camera, rendering = views.camera[chosen], views.rendering[chosen]
-    resized = Rendering(*(_resize(value, size) for value in (rendering.rgb, rendering.opacity, rendering.depth)))
-    return Camera(camera.c2w, camera.fovy_deg, size, size), resized
-
-
-def _resize(values: Float[Tensor, "batch h w channels"], size: int) -> Float[Tensor, "batch size size channels"]:
-    if values.shape[1] == size:
-        return values
-    return to_rgb(F.interpolate(to_images(values), (size, size), mode="bilinear", antialias=True))
-
-
-def _draw_background(
-    field: RadianceField, camera: Camera, config: DistillConfig, generator: torch.Generator
-) -> Float[Tensor, "batch #h #w #channels"]:
-    """Draw a grey per view, or the learned environment map, in whose place a random colour stands now and then."""
-    if config.background == "grey":
-        low, high = config.background_grey
-        grey = low + (high - low) * torch.rand(len(camera), 1, 1, 1, generator=generator)
-        return send(grey, camera.c2w.device)
-    is_random = bool(torch.rand((), generator=generator) < config.random_background_probability)
-    color = torch.rand(len(camera), 1, 1, 3, generator=generator)
-    return send(color, camera.c2w.device) if is_random else field.background(camera_rays(camera).directions)
+    return DistillStep(state.step, index, tuple(scored.t.tolist()), values, grad_norm)
 
 
 def _field_optimizer(field: RadianceField, config: DistillConfig) -> torch.optim.Optimizer:

@@ -43,6 +43,14 @@ def weights_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"settings": {"distill.num_steps": "many"}}, "distill.num_steps is 'many'; it must be of type int"),
         ({"settings": {"distill.num_steps": 0}}, "distill.num_steps is 0"),
         ({"settings": {"distill.method": "sds"}}, "--method"),
+        (
+            {"settings": {"distill.sds_guidance_scale": 5.0}},
+            "does not use distill.sds_guidance_scale; sds does",
+        ),
+        (
+            {"method": "sds", "settings": {"distill.camera_dropout": 0.5}},
+            "sds does not use distill.camera_dropout; redream and vsd do",
+        ),
         ({"assets": ["absent.glb"]}, "--asset absent.glb: there is no such file"),
         ({"assets": ["."]}, "--asset .: there is no such file"),
         ({"assets": ["a.glb"], "method": "sds"}, "--asset needs --method redream"),

@@ -5,9 +5,9 @@ import torch
 
 from redream.distill.delta import delta_gradient, is_delta_step
 from redream.distill.loss import opacity_entropy, sparsity, specify_gradient
+from redream.distill.methods.sds import sds_gradient
+from redream.distill.methods.vsd import variational_loss, vsd_gradient
 from redream.distill.schedule import sample_timesteps, weight
-from redream.distill.sds import sds_gradient
-from redream.distill.vsd import variational_loss, vsd_gradient
 from redream.limits import Linear
 from redream.settings import DistillConfig
 

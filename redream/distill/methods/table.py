@@ -1,0 +1,8 @@
+"""The table of methods: a new one is a file beside this and a line here and in `redream/methods.py`."""
+
+from __future__ import annotations
+
+from redream.distill.methods import redream, sds, vsd
+from redream.distill.methods.method import Method
+
+METHODS: dict[str, Method] = {"redream": redream.METHOD, "vsd": vsd.METHOD, "sds": sds.METHOD}
