@@ -25,6 +25,7 @@ class Rendering:
     rgb: Float[Tensor, "batch height width 3"]
     opacity: Float[Tensor, "batch height width 1"]
     depth: Float[Tensor, "batch height width 1"]
+    emptiness: Float[Tensor, "batch height width 1"] | None = None  # of a volume, where it is asked for
 
     def __getitem__(self, index: slice | Tensor) -> Rendering:
         return Rendering(self.rgb[index], self.opacity[index], self.depth[index])

@@ -30,24 +30,30 @@ OF_REDREAM = (
     "distill.delta_weight",
     "adaptation.",
 )
+OF_WEIGHTED = ("distill.weighting",)
 OF_VSD = ("distill.guidance_scale", "distill.lr_variational", "distill.variational_rank", "distill.camera_dropout")
 
 METHODS: dict[str, MethodFacts] = {
     "redream": MethodFacts(
         what="VSD from retrieved assets: warm-up towards them, adapted prior, delta regulariser",
         source="Seo et al. 2024, arXiv 2402.02972",
-        settings=(*OF_RETRIEVAL, *OF_REDREAM, *OF_VSD),
+        settings=(*OF_RETRIEVAL, *OF_REDREAM, *OF_VSD, *OF_WEIGHTED),
         uses_assets=True,
     ),
     "vsd": MethodFacts(
         what="variational score distillation: a second network follows the renders",
         source="Wang et al. 2023, arXiv 2305.16213",
-        settings=OF_VSD,
+        settings=(*OF_VSD, *OF_WEIGHTED),
     ),
     "sds": MethodFacts(
         what="score distillation sampling",
         source="Poole et al. 2022, arXiv 2209.14988",
-        settings=("distill.sds_guidance_scale",),
+        settings=("distill.sds_guidance_scale", *OF_WEIGHTED),
+    ),
+    "sjc": MethodFacts(
+        what="score Jacobian chaining: move towards the denoised render, and clear fog by the emptiness loss",
+        source="Wang et al. 2022, arXiv 2212.00774",
+        settings=("sjc.",),
     ),
 }
 

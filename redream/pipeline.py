@@ -95,7 +95,9 @@ def _distill(
     state = loop.create_state(prior, views, config.distill, config.field, stage_seed(seed, "distill"))
     if is_warm:
         state.load(folder / "warm_up")
-    for _ in loop.distill(state, prior, prompt, views, config.distill, config.field, config.camera, until_step):
+    for _ in loop.distill(
+        state, prior, prompt, views, config.distill, config.field, config.camera, until_step, config.own
+    ):
         pass
     state.save(folder / ("distilled" if is_warm else "warm_up"))
     return state.particles[0]

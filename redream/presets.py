@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from redream.limits import Linear
+from redream.method_settings import SjcConfig
 from redream.settings import (
     AdaptationConfig,
     CameraConfig,
@@ -75,6 +76,7 @@ def mini() -> RunConfig:
             lambda_opacity_entropy=Linear(start=0.0, end=20.0, begin_step=400, end_step=400),
             occupancy_every=10,
         ),
+        sjc=SjcConfig(guidance_scale=30.0, lambda_emptiness=300.0, emptiness_growth=4.0),
         evaluation=EvaluationConfig(
             fovy_deg=45.0,
             image_size=64,

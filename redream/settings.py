@@ -6,7 +6,7 @@ of them threestudio's for ProlificDreamer. Settings are data: no I/O, no device,
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from dataclasses import field as setting
 from typing import Annotated, Any, Literal
 
@@ -26,9 +26,10 @@ from redream.limits import (
     require,
     require_limits,
 )
+from redream.method_settings import DebiasConfig, MethodSettings, PerpNegConfig, SjcConfig
 from redream.methods import METHODS
 
-Method = Literal["redream", "vsd", "sds"]
+Method = Literal["redream", "vsd", "sds", "sjc"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -207,6 +208,8 @@ class DistillConfig:
     # Score distillation.
     guidance_scale: NotNegative = 7.5  # of vsd and redream; 1 is no guidance
     sds_guidance_scale: NotNegative = 100.0  # of sds
+    negative_prompt: str = ""  # what guidance leads away from
+    weighting: Literal["sds", "uniform", "fantasia3d"] = "sds"  # w(t): sigma_t^2, 1, or alpha_t sigma_t^2
     min_t: Share = 0.02  # least timestep, as a share of the training timesteps
     max_t: Share = 0.98  # largest timestep, as a share
     annealed_max_t: Share = 0.5  # largest timestep after annealing, as a share
@@ -286,6 +289,9 @@ class RunConfig:
     adaptation: AdaptationConfig = setting(default_factory=AdaptationConfig)
     distill: DistillConfig = setting(default_factory=DistillConfig)
     evaluation: EvaluationConfig = setting(default_factory=EvaluationConfig)
+    sjc: SjcConfig = setting(default_factory=SjcConfig)
+    perp_neg: PerpNegConfig = setting(default_factory=PerpNegConfig)
+    debias: DebiasConfig = setting(default_factory=DebiasConfig)
     export: ExportConfig = setting(default_factory=ExportConfig)
     mesh: MeshLimits = setting(default_factory=MeshLimits)
 
@@ -296,3 +302,8 @@ class RunConfig:
             self.evaluation.clip_models,
             "other models than retrieval.clip_model, which has seen the neighbours",
         )
+
+    @property
+    def own(self) -> MethodSettings:
+        """The sections that only some methods read."""
+        return MethodSettings(**{entry.name: getattr(self, entry.name) for entry in fields(MethodSettings)})

@@ -8,12 +8,13 @@ and start from it after they were killed.
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from redream.method_settings import MethodSettings
 from redream.methods import METHODS, unused_settings
 from redream.seeds import stage_seed
 from redream.settings import DistillConfig, FieldConfig, RunConfig
@@ -42,6 +43,7 @@ CHECKPOINT_EVERY_SECONDS = 60.0
 NUM_PREVIEWS = 10
 PREVIEW_AZIMUTHS = 4
 OF_INITIALISATION = ("lambda_ret_rgb", "lambda_ret_opacity", "variational_sees_assets")
+SWITCHED_OFF = {"negative_prompt": "", "weighting": "sds"}  # as runs before these settings were made
 OF_LEARNED_BACKGROUND = ("random_background_probability", "lr_background")
 
 
@@ -102,6 +104,7 @@ def reaching_settings(config: DistillConfig, stage: str) -> dict[str, Any]:
     unused = {"num_steps", "warm_up_steps", "use_adapter"}
     names = [f"distill.{name}" for name in settings]
     unused |= {name.partition(".")[2] for name in unused_settings(config.method, names)}
+    unused |= {name for name, plain in SWITCHED_OFF.items() if settings[name] == plain}
     unused |= set(OF_LEARNED_BACKGROUND) if config.background == "grey" else {"background_grey"}
     if not is_warm_up:
         unused |= {"use_initialisation", *OF_INITIALISATION}
@@ -119,6 +122,17 @@ def reaching_settings(config: DistillConfig, stage: str) -> dict[str, Any]:
     return {"until_step": end, **{name: value for name, value in settings.items() if name not in unused}}
 
 
+def own_settings(config: RunConfig) -> dict[str, Any]:
+    """Return the sections that the run's method reads, and those of the estimators that are switched on."""
+    own = {entry.name: getattr(config, entry.name) for entry in fields(MethodSettings)}
+    used = {config.distill.method}
+    used |= {"perp_neg"} if config.perp_neg.enabled else set()
+    used |= {"debias"} if config.debias.score else set()
+    found: dict[str, Any] = {name: asdict(section) for name, section in own.items() if name in used}
+    # Both change with the share of the run that is over, in the warm-up too.
+    return {**found, "num_steps": config.distill.num_steps} if found.keys() & {"sjc", "debias"} else found
+
+
 def _key(stage: str, run: Run, config: RunConfig, distill: dict[str, Any], inputs: dict[str, str]) -> StageKey:
     settings = {
         "distill": distill,
@@ -127,6 +141,7 @@ def _key(stage: str, run: Run, config: RunConfig, distill: dict[str, Any], input
         "dtype": config.prior.dtype,
         "prompt": run.prompt,
         "seed": run.seed,
+        **own_settings(config),
     }
     return stage_key(stage, STAGE_VERSION, settings, {**inputs, "prior": weights_digest(config.prior.model)})
 
@@ -158,7 +173,9 @@ def _distill(
         begin = state.step
     if (work.checkpoint / "state").is_dir():
         state.load(work.checkpoint / "state")
-    steps = loop.distill(state, prior, run.prompt, assets, config.distill, config.field, config.camera, until_step)
+    steps = loop.distill(
+        state, prior, run.prompt, assets, config.distill, config.field, config.camera, until_step, config.own
+    )
     saved = time.monotonic()
     preview_every = max(1, (until_step - begin) // NUM_PREVIEWS)
     try:

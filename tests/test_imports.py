@@ -11,6 +11,7 @@ PACKAGES = ("redream", "index_build", "tasks", "flows")  # each may import itsel
 ROOMS = {  # of each package, from the bottom; a module imports its own room and those before it
     "redream": (
         {"devices", "limits", "methods"},
+        {"method_settings"},
         {"settings"},
         {
             "presets",

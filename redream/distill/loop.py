@@ -25,6 +25,7 @@ from redream.distill.state import DistillState
 from redream.distill.step import Inputs, Turn
 from redream.field.occupancy import OccupancyGrid, visual_hull
 from redream.field.radiance_field import RadianceField
+from redream.method_settings import MethodSettings
 from redream.prior.stable_diffusion import StableDiffusionPrior
 from redream.render.mesh import AssetViews
 from redream.render.volume import step_length
@@ -87,15 +88,19 @@ def distill(
     field_config: FieldConfig,
     camera_config: CameraConfig,
     until_step: int,
+    own: MethodSettings | None = None,
 ) -> Iterator[DistillStep]:
     """Advance `state` to `until_step` and yield a record of every step; save the state whenever you like.
+
+    Args:
+        own: the sections that only some methods read; None for their defaults.
 
     Raises:
         NonFiniteLoss: with the step and the timesteps.
     """
-    embeds = prior.prompt_embeds(prompt)
+    embeds = prior.prompt_embeds(prompt, config.negative_prompt)
     prior.rest()
-    inputs = Inputs(prior, embeds, config, field_config, camera_config)
+    inputs = Inputs(prior, embeds, config, field_config, camera_config, own or MethodSettings())
     indices = [int(particle.asset_index) for particle in state.particles]
     kept = [assets[index] if index >= 0 else None for index in indices]
     while state.step < until_step:

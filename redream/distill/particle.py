@@ -31,7 +31,13 @@ class Particle(nn.Module):
         self.occupancy = OccupancyGrid(config.radius, config.occupancy_resolution)
         self.register_buffer("asset_index", torch.tensor(asset_index))
 
-    def render(self, camera: Camera, config: FieldConfig, generator: torch.Generator | None = None) -> Rendering:
+    def render(
+        self,
+        camera: Camera,
+        config: FieldConfig,
+        generator: torch.Generator | None = None,
+        emptiness_scale: float | None = None,
+    ) -> Rendering:
         """Render the field; a generator jitters the samples along the rays, as training wants."""
         return render_camera(
             self.field.density_and_color,
@@ -41,6 +47,7 @@ class Particle(nn.Module):
             self.occupancy.occupied,
             generator,
             config.samples_per_chunk,
+            emptiness_scale=emptiness_scale,
         )
 
 

@@ -18,6 +18,13 @@ def sample_timesteps(
     return torch.randint(low, high + 1, (batch,), generator=generator)
 
 
-def weight(t: Int[Tensor, " batch"], alphas_cumprod: Float[Tensor, " timesteps"]) -> Float[Tensor, "batch 1 1 1"]:
-    """Return w(t) = sigma_t^2 = 1 - alphas_cumprod[t]."""
-    return (1.0 - alphas_cumprod[t])[:, None, None, None]
+def weight(
+    t: Int[Tensor, " batch"], alphas_cumprod: Float[Tensor, " timesteps"], weighting: str = "sds"
+) -> Float[Tensor, "batch 1 1 1"]:
+    """Return w(t) = sigma_t^2 = 1 - alphas_cumprod[t], 1 ("uniform"), or alpha_t sigma_t^2 ("fantasia3d")."""
+    sigma_squared = 1.0 - alphas_cumprod[t]
+    if weighting == "uniform":
+        sigma_squared = torch.ones_like(sigma_squared)
+    elif weighting == "fantasia3d":
+        sigma_squared = alphas_cumprod[t].sqrt() * sigma_squared
+    return sigma_squared[:, None, None, None]

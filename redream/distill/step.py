@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from redream.cameras import Camera, camera_rays, sample_cameras
+from redream.cameras import Camera, camera_angles, camera_rays, sample_cameras
 from redream.devices import send
 from redream.distill.asset_velocity import asset_energy
-from redream.distill.loss import opacity_entropy, sparsity
+from redream.distill.loss import opacity_entropy, sparsity, specify_gradient
 from redream.distill.particle import Particle
 from redream.distill.schedule import sample_timesteps
 from redream.field.radiance_field import RadianceField
 from redream.images import Rendering, composite, to_images, to_rgb
+from redream.limits import Linear
+from redream.method_settings import MethodSettings
+from redream.prior.perp_neg import SIDE, perp_neg_guidance, view_mixture
 from redream.prior.prompts import PromptEmbeds, camera_views
 from redream.prior.stable_diffusion import StableDiffusionPrior
 from redream.render.mesh import AssetViews
@@ -32,6 +37,7 @@ class Inputs:
     config: DistillConfig
     field_config: FieldConfig
     camera_config: CameraConfig
+    own: MethodSettings
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +73,7 @@ def is_warm_up(inputs: Inputs, turn: Turn) -> bool:
     return inputs.config.use_initialisation and turn.asset is not None and turn.step < inputs.config.warm_up_steps
 
 
-def look(inputs: Inputs, turn: Turn, has_asset: bool) -> View:
+def look(inputs: Inputs, turn: Turn, has_asset: bool, emptiness_scale: float | None = None) -> View:
     """Draw cameras and render the particle; with `has_asset`, from cameras that its asset was rendered from."""
     config, generator = inputs.config, turn.generator
     size = config.low_resolution if turn.step < config.high_resolution_from_step else config.high_resolution
@@ -80,7 +86,7 @@ def look(inputs: Inputs, turn: Turn, has_asset: bool) -> View:
         camera = sample_cameras(inputs.camera_config, config.views_per_step, size, generator)
     names = camera_views(camera, inputs.camera_config)
     camera = camera.to(inputs.prior.device)
-    rendering = turn.particle.render(camera, inputs.field_config, generator)
+    rendering = turn.particle.render(camera, inputs.field_config, generator, emptiness_scale)
     return View(camera, names, rendering, draw_background(turn.particle.field, camera, config, generator), asset)
 
 
@@ -88,6 +94,40 @@ def draw_noise(inputs: Inputs, turn: Turn, x_0: Tensor) -> tuple[Int[Tensor, " b
     """Draw t and eps for latents; t stays on the CPU, which lists it in the step's record."""
     t = sample_timesteps(inputs.config, turn.step, len(inputs.prior.alphas_cumprod), len(x_0), turn.generator)
     return t, send(torch.randn(x_0.shape, generator=turn.generator), inputs.prior.device)
+
+
+def guided_prediction(
+    inputs: Inputs, view: View, t: Int[Tensor, " batch"], guidance_scale: float
+) -> Callable[[Tensor], Tensor]:
+    """Return the prior's prediction of a view's noise at t as a function of x_t: guided, by Perp-Neg if that is on."""
+    prior, embeds, perp_neg = inputs.prior, inputs.embeds, inputs.own.perp_neg
+    if not perp_neg.enabled:
+        return partial(
+            prior.predict_eps, t=t, cond=embeds.cond(view.names), uncond=embeds.uncond, guidance_scale=guidance_scale
+        )
+    azimuth, elevation, _ = camera_angles(view.camera.to("cpu"))
+    above = inputs.camera_config.overhead_above_deg
+    shares, weights = (send(each, prior.device) for each in view_mixture(azimuth, elevation, above, perp_neg.rule))
+    positive = torch.einsum("bv,vld->bld", shares.to(embeds.by_view), embeds.by_view)
+    uncond, front, side = (row.expand_as(positive) for row in (embeds.uncond, *embeds.by_view[: SIDE + 1, None]))
+    cond = torch.cat([uncond, positive, front, side])
+
+    def predict_eps(x_t: Tensor) -> Tensor:
+        rows = prior.predict_eps(x_t.repeat(4, 1, 1, 1), t.repeat(4), cond, embeds.uncond, guidance_scale=1.0)
+        eps_uncond, eps_positive, *eps_negatives = rows.chunk(4)
+        return perp_neg_guidance(eps_uncond, eps_positive, eps_negatives, weights, guidance_scale)
+
+    return predict_eps
+
+
+def score_loss(inputs: Inputs, turn: Turn, x_0: Tensor, gradient: Tensor) -> Float[Tensor, ""]:
+    """Return the loss with a latent gradient, clamped where the score is debiased (Debiased-SDS)."""
+    if inputs.own.debias.score:
+        bounds, last_step = inputs.own.debias, inputs.config.num_steps - 1
+        limits = Linear(start=bounds.first_clamp, end=bounds.last_clamp, begin_step=0, end_step=last_step)
+        limit = limits(turn.step)
+        gradient = gradient.clamp(-limit, limit)
+    return specify_gradient(x_0, gradient)
 
 
 def field_losses(inputs: Inputs, turn: Turn, view: View) -> dict[str, Tensor]:

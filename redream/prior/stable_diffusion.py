@@ -132,9 +132,9 @@ class StableDiffusionPrior:
         return embed_prompts(self.tokenizer, self.text_encoder, prompts, view_names, self.prefixes)
 
     @torch.no_grad()
-    def prompt_embeds(self, prompt: str) -> PromptEmbeds:
+    def prompt_embeds(self, prompt: str, negative_prompt: str = "") -> PromptEmbeds:
         by_view = self.embed([prompt] * len(VIEW_NAMES), list(VIEW_NAMES))
-        return PromptEmbeds(by_view=by_view, plain=self.embed([prompt]), uncond=self.embed([""]))
+        return PromptEmbeds(by_view=by_view, plain=self.embed([prompt]), uncond=self.embed([negative_prompt]))
 
     # ---- noise -------------------------------------------------------------------------------------------------------
 

@@ -46,36 +46,45 @@ def render_camera(
     generator: torch.Generator | None = None,
     samples_per_chunk: int = 2**20,
     rays_per_chunk: int = 2**18,
+    emptiness_scale: float | None = None,
 ) -> Rendering:
     """Render every pixel of a batch of cameras; other arguments are those of `sample_rays` and `render_rays`.
 
     Args:
         samples_per_chunk: the most samples at which the field is evaluated at once.
         rays_per_chunk: the most rays that are sampled at once.
+        emptiness_scale: also return each ray's mean of log(1 + scale weight) over `num_samples` samples (SJC).
     """
     rays_per_chunk = max(1, min(rays_per_chunk, MASK_BYTES // num_samples))
     rays = camera_rays(camera)
     rays_o, rays_d = rays.origins.reshape(-1, 3), rays.directions.reshape(-1, 3)
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    parts: list[tuple[Tensor, ...]] = []
     for origins, directions in zip(rays_o.split(rays_per_chunk), rays_d.split(rays_per_chunk), strict=True):
         samples = sample_rays(origins, directions, radius, num_samples, occupied, generator)
         chunks = samples.split(samples_per_chunk)
-        render = partial(_render_pixels, density_and_color)
+        render = partial(_render_pixels, density_and_color, emptiness_scale)
         if len(chunks) > 1:
             # Nothing is drawn while a field is evaluated, so no generator's state needs to be kept.
             render = partial(checkpoint, render, use_reentrant=False, preserve_rng_state=False)
         parts += [render(origins[rays], directions[rays], chunk) for rays, chunk in chunks]
-    rgb, opacity, depth = (torch.cat(values) for values in zip(*parts, strict=True))
-    shape = (len(camera), camera.height, camera.width)
-    return Rendering(rgb=rgb.reshape(*shape, 3), opacity=opacity.reshape(*shape, 1), depth=depth.reshape(*shape, 1))
+    shape = (len(camera), camera.height, camera.width, -1)
+    rgb, opacity, depth, *emptiness = (torch.cat(values).reshape(shape) for values in zip(*parts, strict=True))
+    return Rendering(rgb, opacity, depth, emptiness[0] / num_samples if emptiness else None)
 
 
 def _render_pixels(
-    density_and_color: DensityAndColor, rays_o: Tensor, rays_d: Tensor, samples: RaySamples
-) -> tuple[Tensor, Tensor, Tensor]:
+    density_and_color: DensityAndColor,
+    emptiness_scale: float | None,
+    rays_o: Tensor,
+    rays_d: Tensor,
+    samples: RaySamples,
+) -> tuple[Tensor, ...]:
     """Render rays and let go of what is as long as the samples."""
     rendering = render_rays(density_and_color, rays_o, rays_d, samples)
-    return rendering.rgb, rendering.opacity, rendering.depth
+    if emptiness_scale is None:
+        return rendering.rgb, rendering.opacity, rendering.depth
+    spread = sum_along_rays(torch.log1p(emptiness_scale * rendering.weights)[:, None], samples)
+    return rendering.rgb, rendering.opacity, rendering.depth, spread
 
 
 @dataclass(frozen=True, eq=False)

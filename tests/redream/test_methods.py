@@ -46,6 +46,9 @@ def test_the_loop_knows_no_method_by_name() -> None:
         ("vsd", "distill.delta_every", False),
         ("redream", "distill.sds_guidance_scale", False),
         ("redream", "adaptation.rank", True),
+        ("sjc", "sjc.form", True),
+        ("sds", "sjc.form", False),
+        ("sjc", "distill.weighting", False),  # its w(t) is 1
         ("sds", "distill.num_steps", True),  # of all methods
         ("sds", "evaluation.num_views", True),
     ],

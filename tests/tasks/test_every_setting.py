@@ -57,12 +57,15 @@ READ = {
         "warm_up": "warm_up_steps use_initialisation lambda_ret_rgb lambda_ret_opacity variational_sees_assets",
         "warm_up adapt distill": "background_grey",  # the adaptation draws greys too
         "adapt distill": "use_adapter",
-        "warm_up distill": "guidance_scale num_particles views_per_step delta_every delta_weight min_t max_t "
+        "warm_up distill": "guidance_scale negative_prompt weighting "
+        "num_particles views_per_step delta_every delta_weight min_t max_t "
         "low_resolution lr_encoding lr_mlp lr_variational variational_rank camera_dropout lambda_sparsity "
         "lambda_opacity_entropy background occupancy_every",
         # Behind the warm-up's two steps.
         "distill": "num_steps annealed_max_t anneal_from_step high_resolution high_resolution_from_step",
     },
+    "perp_neg": {"warm_up distill": "enabled"},  # the others once it is
+    "debias": {"warm_up distill": "score"},
     "evaluation": {
         "evaluate export": "num_views elevation_deg camera_distance fovy_deg background",
         "evaluate": "image_size clip_models lpips_backbones judge close_loop",
@@ -78,13 +81,26 @@ READ_BY_SDS = {  # before a learned background
     "field": {"distill evaluate export": FIELD},
     "prior": {"distill": "model dtype"},
     "distill": {
-        "distill": "method num_steps num_particles views_per_step sds_guidance_scale min_t max_t annealed_max_t "
-        "anneal_from_step low_resolution high_resolution high_resolution_from_step lr_encoding lr_mlp lr_background "
-        "lambda_sparsity lambda_opacity_entropy background random_background_probability occupancy_every",
+        "distill": "method num_steps num_particles views_per_step sds_guidance_scale negative_prompt weighting "
+        "min_t max_t annealed_max_t anneal_from_step low_resolution high_resolution high_resolution_from_step "
+        "lr_encoding lr_mlp lr_background lambda_sparsity "
+        "lambda_opacity_entropy background random_background_probability occupancy_every",
     },
+    "perp_neg": {"distill": "enabled"},
+    "debias": {"distill": "score"},
     "evaluation": READ["evaluation"],
     "export": READ["export"],
     "mesh": READ["mesh"],
+}
+SJC = {**WITHOUT_RETRIEVAL, "distill.method": "sjc", "perp_neg.enabled": True, "debias.score": True}
+READ_BY_SJC = {
+    **READ_BY_SDS,
+    "distill": {
+        "distill": READ_BY_SDS["distill"]["distill"].replace("sds_guidance_scale ", "").replace("weighting ", ""),
+    },
+    "sjc": {"distill": "guidance_scale form lambda_emptiness emptiness_scale emptiness_growth emptiness_grows_from"},
+    "perp_neg": {"distill": "enabled rule"},
+    "debias": {"distill": "score first_clamp last_clamp"},
 }
 
 
@@ -154,11 +170,16 @@ OTHER = {
     "prior.model": "mini:judge", "prior.dtype": "bfloat16", "distill.method": "vsd", "distill.background": "learned",
     "distill.lambda_opacity_entropy": Linear(start=0.0, end=21.0, begin_step=0, end_step=4),
     "evaluation.clip_models": ("mini:clip-eval-b",), "evaluation.lpips_backbones": ("mini:perceptual-b",),
+    "distill.negative_prompt": "ugly", "distill.weighting": "uniform", "perp_neg.rule": "paper", "sjc.form": "plain",
     "evaluation.judge": "", "camera.elevation_deg": (1.0, 20.0), "camera.camera_distance": (1.3, 1.6),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("base", "table"), [(BASE, READ), (WITHOUT_RETRIEVAL, READ_BY_SDS)], ids=["redream", "sds"])
+@pytest.mark.parametrize(
+    ("base", "table"),
+    [(BASE, READ), (WITHOUT_RETRIEVAL, READ_BY_SDS), (SJC, READ_BY_SJC)],
+    ids=["redream", "sds", "sjc"],
+)
 def test_every_setting_is_in_the_keys_of_the_stages_that_read_it_and_in_no_others(
     base: Mapping[str, Any], table: Mapping[str, Mapping[str, str]]
 ) -> None:
@@ -178,6 +199,12 @@ def test_every_setting_is_in_the_keys_of_the_stages_that_read_it_and_in_no_other
             value = STILL_OTHER[setting]
         found = changed(before, keys(with_overrides(config, {setting: value})))
         assert found == expected.get(setting, set()), setting
+
+
+def test_a_clamp_that_grows_over_the_run_ties_the_warm_up_to_the_number_of_steps() -> None:
+    config = with_overrides(smoke(), {**BASE, "debias.score": True})
+    after = keys(with_overrides(config, {"distill.num_steps": 7}))
+    assert changed(keys(config), after) == {"warm_up", "distill"}
 
 
 def test_prompt_and_seed_are_in_the_keys_of_the_stages_that_read_them() -> None:

@@ -167,10 +167,20 @@ def test_bytes_of_a_mesh_decide_and_not_its_place(run: Run, tmp_path: Path) -> N
         ({"distill.lr_variational": 5.0}, []),
         ({"distill.warm_up_steps": 1}, []),
         ({"render.num_views": 11}, []),
+        ({"sjc.form": "plain"}, []),
+        ({"perp_neg.rule": "paper"}, []),
+        ({"perp_neg.enabled": True}, DISTILLED),
     ],
 )
 def test_other_method_depends_on_other_settings(run: Run, change: dict[str, Any], expected: list[str]) -> None:
     assert changed(keys(run, method="sds"), keys(run, change, method="sds")) == expected
+
+
+@pytest.mark.parametrize("setting", ["sjc.guidance_scale", "sjc.lambda_emptiness"])
+def test_settings_of_a_method_rerun_that_method_alone(run: Run, setting: str) -> None:
+    assert changed(keys(run, method="sjc"), keys(run, {setting: 5.0}, method="sjc")) == DISTILLED
+    for other in ("redream", "vsd"):
+        assert changed(keys(run, method=other), keys(run, {setting: 5.0}, method=other)) == []
 
 
 @pytest.mark.parametrize("name", [name for name in NEEDS if name != "take_assets"])

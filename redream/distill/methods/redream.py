@@ -13,10 +13,9 @@ from __future__ import annotations
 import torch
 
 from redream.distill.delta import delta_gradient, is_delta_step
-from redream.distill.loss import specify_gradient
 from redream.distill.methods import vsd
 from redream.distill.methods.method import Method, Scored
-from redream.distill.step import Inputs, Turn, draw_noise, field_losses, is_warm_up, look
+from redream.distill.step import Inputs, Turn, draw_noise, field_losses, is_warm_up, look, score_loss
 
 
 def score(inputs: Inputs, turn: Turn) -> Scored:
@@ -37,7 +36,7 @@ def score(inputs: Inputs, turn: Turn) -> Scored:
             gradient = delta_gradient(gradient, asset_gradient, config.delta_weight)
         if is_warm and config.variational_sees_assets:
             shown = torch.cat([x_0, asset_x_0])
-    losses = {"score": specify_gradient(x_0, gradient), **field_losses(inputs, turn, view)}
+    losses = {"score": score_loss(inputs, turn, x_0, gradient), **field_losses(inputs, turn, view)}
     return Scored(losses, t, view.camera, shown)
 
 

@@ -8,17 +8,15 @@ The Jacobian of the prior is left out, so this is a gradient without a loss; `lo
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from redream.devices import send
-from redream.distill.loss import specify_gradient
 from redream.distill.methods.method import Method, Scored
 from redream.distill.schedule import weight
-from redream.distill.step import Inputs, Turn, draw_noise, field_losses, is_warm_up, look
+from redream.distill.step import Inputs, Turn, draw_noise, field_losses, guided_prediction, is_warm_up, look, score_loss
 
 
 @torch.no_grad()
@@ -39,15 +37,10 @@ def score(inputs: Inputs, turn: Turn) -> Scored:
     x_0 = prior.encode(view.images())
     t, eps = draw_noise(inputs, turn, x_0)
     at = send(t, prior.device)
-    predict_eps = partial(
-        prior.predict_eps,
-        t=at,
-        cond=inputs.embeds.cond(view.names),
-        uncond=inputs.embeds.uncond,
-        guidance_scale=inputs.config.sds_guidance_scale,
-    )
-    gradient = sds_gradient(prior.add_noise(x_0.detach(), at, eps), eps, weight(at, prior.alphas_cumprod), predict_eps)
-    losses = {"score": specify_gradient(x_0, gradient), **field_losses(inputs, turn, view)}
+    predict_eps = guided_prediction(inputs, view, at, inputs.config.sds_guidance_scale)
+    weight_t = weight(at, prior.alphas_cumprod, inputs.config.weighting)
+    gradient = sds_gradient(prior.add_noise(x_0.detach(), at, eps), eps, weight_t, predict_eps)
+    losses = {"score": score_loss(inputs, turn, x_0, gradient), **field_losses(inputs, turn, view)}
     return Scored(losses, t, view.camera)
 
 

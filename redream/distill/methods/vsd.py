@@ -19,10 +19,19 @@ from torch.nn import functional as F
 
 from redream.cameras import Camera
 from redream.devices import send
-from redream.distill.loss import specify_gradient
 from redream.distill.methods.method import Method, Scored
 from redream.distill.schedule import weight
-from redream.distill.step import Inputs, Turn, View, draw_noise, field_losses, is_warm_up, look
+from redream.distill.step import (
+    Inputs,
+    Turn,
+    View,
+    draw_noise,
+    field_losses,
+    guided_prediction,
+    is_warm_up,
+    look,
+    score_loss,
+)
 from redream.prior.stable_diffusion import VARIATIONAL, StableDiffusionPrior
 from redream.settings import DistillConfig
 
@@ -53,24 +62,19 @@ def score(inputs: Inputs, turn: Turn) -> Scored:
     x_0 = inputs.prior.encode(view.images())
     t, eps = draw_noise(inputs, turn, x_0)
     gradient = latent_gradient(inputs, view, x_0, t, eps)
-    losses = {"score": specify_gradient(x_0, gradient), **field_losses(inputs, turn, view)}
+    losses = {"score": score_loss(inputs, turn, x_0, gradient), **field_losses(inputs, turn, view)}
     return Scored(losses, t, view.camera, shown=x_0)
 
 
 def latent_gradient(inputs: Inputs, view: View, x_0: Tensor, t: Int[Tensor, " batch"], eps: Tensor) -> Tensor:
     """Return the gradient of Eq. 2 with respect to latents that are seen from the view's cameras."""
-    prior, embeds, at = inputs.prior, inputs.embeds, send(t, inputs.prior.device)
-    predict_eps = partial(
-        prior.predict_eps,
-        t=at,
-        cond=embeds.cond(view.names),
-        uncond=embeds.uncond,
-        guidance_scale=inputs.config.guidance_scale,
-    )
-    plain = embeds.plain.expand(len(x_0), -1, -1)
+    prior, at = inputs.prior, send(t, inputs.prior.device)
+    predict_eps = guided_prediction(inputs, view, at, inputs.config.guidance_scale)
+    plain = inputs.embeds.plain.expand(len(x_0), -1, -1)
     predict_eps_variational = partial(prior.predict_eps_variational, t=at, cond=plain, camera=view.camera)
     x_t = prior.add_noise(x_0.detach(), at, eps)
-    return vsd_gradient(x_t, weight(at, prior.alphas_cumprod), predict_eps, predict_eps_variational)
+    weight_t = weight(at, prior.alphas_cumprod, inputs.config.weighting)
+    return vsd_gradient(x_t, weight_t, predict_eps, predict_eps_variational)
 
 
 def add_network(prior: StableDiffusionPrior, config: DistillConfig, generator: torch.Generator) -> list[nn.Parameter]:

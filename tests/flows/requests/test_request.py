@@ -36,7 +36,7 @@ def weights_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"prompt": "a cube<|endoftext|>"}, "'<|endoftext|>', by which text encoders mark a prompt's ends"),
         ({"prompt": "<start_of_text> a cube"}, "by which text encoders mark"),
         ({"preset": "minni"}, "unknown preset 'minni'; did you mean mini"),
-        ({"method": "dreamfusion"}, "unknown method 'dreamfusion'; There are: redream, vsd, sds"),
+        ({"method": "dreamfusion"}, "unknown method 'dreamfusion'; There are: redream, vsd, sds, sjc"),
         ({"seed": -1}, "--seed is -1"),
         ({"seed": 2**63}, "--seed is"),
         ({"settings": {"distill.num_stepps": 5}}, "unknown setting 'distill.num_stepps'.*'distill.num_steps'"),

@@ -23,6 +23,7 @@ from redream.cameras import Camera, sample_cameras
 from redream.distill.loop import DistillState, DistillStep, create_state, distill
 from redream.distill.particle import Particle
 from redream.images import Rendering
+from redream.method_settings import MethodSettings
 from redream.prior.prompts import VIEW_NAMES, PromptEmbeds
 from redream.prior.stable_diffusion import StableDiffusionPrior
 from redream.render.mesh import AssetViews
@@ -104,8 +105,8 @@ class GaussianPrior(StableDiffusionPrior):
     def rest(self) -> None:
         """Leave everything where it is: there are no networks to move."""
 
-    def prompt_embeds(self, prompt: str) -> PromptEmbeds:
-        assert prompt == PROMPT
+    def prompt_embeds(self, prompt: str, negative_prompt: str = "") -> PromptEmbeds:
+        assert prompt == PROMPT and not negative_prompt
         numbers = torch.arange(len(VIEW_NAMES), dtype=torch.float32)
         return PromptEmbeds(
             by_view=numbers[:, None, None], plain=torch.full((1, 1, 1), PLAIN), uncond=torch.full((1, 1, 1), UNCOND)
@@ -163,6 +164,7 @@ def train(
     field: FieldConfig = FIELD,
     seed: int = 0,
     contrast: float = 1.0,
+    own: MethodSettings | None = None,
     watch: Callable[[DistillState], None] = lambda state: None,
 ) -> Trained:
     """Run the real loop for some steps with the closed-form prior.
@@ -188,7 +190,7 @@ def train(
         patch.setattr(Particle, "render", recording)
         watch(state)
         steps = []
-        for step in distill(state, prior, PROMPT, assets, config, field, CAMERAS, num_steps):
+        for step in distill(state, prior, PROMPT, assets, config, field, CAMERAS, num_steps, own):
             steps.append(step)
             watch(state)
     return Trained(state, prior, steps, renders)

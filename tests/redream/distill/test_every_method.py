@@ -14,6 +14,7 @@ import torch
 
 from redream.cameras import camera_angles, camera_rays
 from redream.images import composite, to_images
+from redream.method_settings import MethodSettings, SjcConfig
 from redream.prior.prompts import VIEW_NAMES, camera_views
 from redream.settings import Linear, Method
 from tests.redream.distill.closed_forms import CAMERAS, CONFIG, FIELD, UNCOND, Trained, latents, train
@@ -178,8 +179,10 @@ def test_sparsity_and_entropy_are_what_their_formulas_say_of_the_render(method: 
 
 
 def test_sparsity_and_entropy_empty_a_faint_fog(method: Method) -> None:
+    own = MethodSettings(sjc=SjcConfig(lambda_emptiness=0.0))  # which would empty it alone
+
     def opacity_after(**settings: object) -> float:
-        run = train(replace(CONFIG, method=method, **settings), 6, field=replace(FOG, density_blob_scale=0.1))
+        run = train(replace(CONFIG, method=method, **settings), 6, field=replace(FOG, density_blob_scale=0.1), own=own)
         return run.renders[-1][1].opacity[:, 3:5, 3:5].mean().item()
 
     plain, sparse = opacity_after(), opacity_after(lambda_sparsity=1e4)
