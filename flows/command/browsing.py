@@ -22,7 +22,7 @@ from flows.command.tables import (
     print_run,
     runs_table,
 )
-from flows.processes.environment import prepare_environment
+from flows.processes.environment import check_mlflow, prepare_environment
 from flows.requests.request import (
     DEFAULT_OUT,
     checked_out,
@@ -93,6 +93,7 @@ def sync(out: Out = DEFAULT_OUT, as_json: AsJson = False) -> None:
     """Deliver to MLflow what it could not take before, and close what has crashed."""
     folder = checked_out(out)
     prepare_environment(folder)
+    check_mlflow(os.environ)  # other commands go on without it, and leave to this one what waits
     from tasks.runs.run import settle_crashed
     from tasks.tracking.tracker import default_tracking_uri, deliver_leftovers, drain, open_tracking
 

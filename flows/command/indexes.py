@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
 
 import typer
 from rich.markup import escape
@@ -14,7 +16,7 @@ from flows.command.tables import (
     console,
     print_neighbors,
 )
-from flows.processes.environment import prepare_environment
+from flows.processes.environment import check_port, prepare_environment
 from flows.requests.request import (
     DEFAULT_OUT,
     checked_config,
@@ -83,6 +85,15 @@ def search(
         print(f"nothing in the index shares a word with {text!r}")
 
 
+def check_cluster(runner: str, address: str) -> None:
+    """Refuse a cluster that is not there, with a `ValueError`; Ray takes its address from the environment as well."""
+    named_by = "--address" if address else "RAY_ADDRESS"
+    address = address or (os.environ.get("RAY_ADDRESS", "") if runner == "ray" else "")
+    place = urlsplit(address if "://" in address else f"//{address}")
+    if place.hostname and place.port:
+        check_port(f"{named_by} names a cluster", place.hostname, place.port, "start it, or leave the address out")
+
+
 def build(
     catalog: Annotated[str, typer.Option(metavar="objaverse|mini|DIR", help="What to index.")] = "mini",
     captions: Annotated[str, typer.Option(metavar="CSV", help="Captions; for objaverse also a hub id.")] = "",
@@ -103,6 +114,8 @@ def build(
     config = checked_config(preset, "redream", parsed_settings(settings))
     licenses = parse_licenses(license)
     checked_runner(runner)
+    if runner != "local":
+        check_cluster(runner, address)
     if catalog not in ("objaverse", "mini") and not Path(catalog).is_dir():
         raise ValueError(f"--catalog {catalog}: give objaverse, mini, or a folder of meshes")
     if catalog == "objaverse" and not captions:

@@ -57,6 +57,8 @@ SERVER = {
 }
 TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+# Variables with the certificates of servers' own authorities.
+CERTIFICATES = ("PREFECT_API_SSL_CERT_FILE", "MLFLOW_TRACKING_SERVER_CERT_PATH", "REQUESTS_CA_BUNDLE")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PREFECT_DATABASES = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_API_DATABASE_CONNECTION_URL")
 # Variables that name a place; an empty one names none, as if it were not set.
@@ -113,14 +115,8 @@ def check_database(name: str, environment: Mapping[str, str]) -> None:
     port = DATABASE_PORTS.get(address.scheme.partition("+")[0])
     if port is None or not address.hostname:  # a file, a server of another kind, or a socket of this machine
         return
-    place = (address.hostname, address.port or port)
-    try:
-        socket.create_connection(place, timeout=REFUSED_SECONDS).close()
-    except OSError as error:
-        raise ValueError(
-            f"{name} names a database at {place[0]}:{place[1]}, which does not answer ({reason(error)}); start it, or "
-            "unset the variable, and a file in the output folder takes its place"
-        ) from error
+    remedy = "start it, or unset the variable, and a file in the output folder takes its place"
+    check_port(f"{name} names a database", address.hostname, address.port or port, remedy)
 
 
 def prepare_prefect(environment: MutableMapping[str, str]) -> None:
@@ -161,7 +157,7 @@ def starting_services(out: Path) -> Iterator[None]:
     api, named_by = _prefect_server()
     check_database("MLFLOW_TRACKING_URI", os.environ)
     if api:
-        _check_answers(api, named_by)
+        check_prefect(api, named_by)
         wait = None
     else:
         for name in PREFECT_DATABASES:
@@ -195,29 +191,66 @@ def _prefect_server() -> tuple[str, str]:
     return done.stdout.strip(), "a Prefect profile or file of settings"
 
 
-def _check_answers(api: str, named_by: str) -> None:
-    """Refuse a server that is not there; one that is only slow, or wants a password, is left to Prefect.
-
-    It is asked as Prefect will ask it: through the same proxies, with the same certificates.
-    """
-    import httpx
+def check_prefect(api: str, named_by: str) -> None:
+    """Refuse a Prefect server that is not there, asked as Prefect will: through its proxies, with its certificates."""
     from prefect.settings import PREFECT_API_SSL_CERT_FILE, PREFECT_API_TLS_INSECURE_SKIP_VERIFY
 
-    address = _without_password(api)
-    is_near = urlsplit(api).hostname in LOOPBACK
+    is_checked = not PREFECT_API_TLS_INSECURE_SKIP_VERIFY.value()
+    verify = authorities(PREFECT_API_SSL_CERT_FILE.value() or "") if is_checked else False
+    remedy = "start that server, or unset it, and the command starts one of its own"
+    check_server(f"{named_by} names Prefect's server", f"{api.rstrip('/')}/health", verify, remedy)
+
+
+def check_mlflow(environment: Mapping[str, str]) -> None:
+    """Refuse an MLflow that is not there, with a `ValueError`, if the environment names one."""
+    uri = environment.get("MLFLOW_TRACKING_URI", "")
+    check_database("MLFLOW_TRACKING_URI", environment)
+    if not uri.startswith(("http:", "https:")):
+        return
+    is_checked = environment.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() != "true"
+    verify = authorities(*(environment.get(name, "") for name in CERTIFICATES)) if is_checked else False
+    remedy = "start it, or unset the variable"
+    check_server("MLFLOW_TRACKING_URI names MLflow's server", f"{uri.rstrip('/')}/health", verify, remedy)
+
+
+def check_server(named: str, url: str, verify: ssl.SSLContext | bool, remedy: str) -> None:
+    """Refuse an HTTP server that is not there, with a `ValueError`; one that is slow or wants a password is there."""
+    import httpx
+
+    address = _without_password(url)
+    is_near = urlsplit(url).hostname in LOOPBACK
     try:
-        authorities = ssl.create_default_context(cafile=PREFECT_API_SSL_CERT_FILE.value() or certifi.where())
-        verify = authorities if not PREFECT_API_TLS_INSECURE_SKIP_VERIFY.value() else False
-        httpx.get(f"{address.rstrip('/')}/health", timeout=REFUSED_SECONDS, verify=verify, trust_env=not is_near)
+        httpx.get(address, timeout=REFUSED_SECONDS, verify=verify, trust_env=not is_near)
     except httpx.TimeoutException:
         return
     except (httpx.HTTPError, httpx.InvalidURL, ImportError, OSError, ValueError) as error:
         is_other = isinstance(error, httpx.RemoteProtocolError)
         why = "what answers there does not speak HTTP" if is_other else reason(error)
-        raise ValueError(
-            f"{named_by} names Prefect's server at {address}, which does not answer ({why}); start that server, or "
-            "unset it, and the command starts one of its own"
-        ) from error
+        shown = address.removesuffix("/health")
+        raise ValueError(f"{named} at {shown}, which does not answer ({why}); {remedy}") from error
+
+
+def check_port(named: str, host: str, port: int, remedy: str) -> None:
+    """Refuse a server of another kind that is not there, with a `ValueError`."""
+    try:
+        socket.create_connection((host, port), timeout=REFUSED_SECONDS).close()
+    except OSError as error:
+        raise ValueError(f"{named} at {host}:{port}, which does not answer ({reason(error)}); {remedy}") from error
+
+
+def authorities(*paths: str) -> ssl.SSLContext:
+    """Return what certificates are checked by: well-known authorities, and those in files that the user names.
+
+    Raises:
+        ValueError: a file cannot be read, or holds no certificate.
+    """
+    context = ssl.create_default_context(cafile=certifi.where())
+    for path in filter(None, paths):
+        try:
+            context.load_verify_locations(path)
+        except OSError as error:  # also what holds no certificate
+            raise ValueError(f"the certificates in {path} cannot be used ({reason(error)})") from error
+    return context
 
 
 def _without_password(url: str) -> str:

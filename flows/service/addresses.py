@@ -13,21 +13,20 @@ import json
 import os
 import secrets
 import socket
-import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import certifi
-
 from flows.processes.environment import (
+    CERTIFICATES,
     DEPLOYED,
     LOOPBACK,
     PREFECT_DATABASES,
     QUIET,
     SERVER,
+    authorities,
     check_database,
     checked_tracking_uri,
     drop_empty_places,
@@ -156,8 +155,9 @@ def ask(url: str, secret: str = "", content: Any = None) -> tuple[int, Any]:
     headers = {"Authorization": f"Basic {base64.b64encode(secret.encode()).decode()}"} if secret else {}
     method = "GET" if content is None else "POST"
     is_near = urlsplit(url).hostname in LOOPBACK  # where no proxy leads
-    verify = _authorities() if url.startswith("https:") else False
+    certificates = [os.environ.get(name, "") for name in CERTIFICATES]
     try:
+        verify = authorities(*certificates) if url.startswith("https:") else False
         with httpx.Client(trust_env=not is_near, verify=verify, timeout=ANSWER_SECONDS, headers=headers) as client:
             answer = client.request(method, url, json=content, follow_redirects=True)
         if not answer.is_success:
@@ -165,15 +165,6 @@ def ask(url: str, secret: str = "", content: Any = None) -> tuple[int, Any]:
         return answer.status_code, json.loads(answer.text) if answer.text[:1] in ("{", "[") else answer.text
     except (httpx.HTTPError, httpx.InvalidURL, ImportError, OSError, ValueError):
         return 0, None
-
-
-def _authorities() -> ssl.SSLContext:
-    """Return what certificates are checked by: well-known authorities, and those that a server's variable names."""
-    context = ssl.create_default_context(cafile=certifi.where())
-    for name in ("PREFECT_API_SSL_CERT_FILE", "MLFLOW_TRACKING_SERVER_CERT_PATH", "REQUESTS_CA_BUNDLE"):
-        if (path := os.environ.get(name)) and Path(path).is_file():
-            context.load_verify_locations(path)
-    return context
 
 
 def _mlflow_authentication(asked: Serving, environment: Mapping[str, str]) -> dict[str, str]:

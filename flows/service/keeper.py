@@ -32,7 +32,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.processes.environment import QUIET
+from flows.processes.environment import QUIET, check_prefect
 from flows.service.addresses import BATCH_POOL, KEEPER_SEEN, POOL, TAG
 from flows.service.worker import STOPPED
 from redream.interpreter import ROOT, import_environment, python_command
@@ -72,6 +72,10 @@ def main() -> None:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends `prefect deploy` as well
+    try:
+        check_prefect(os.environ["PREFECT_API_URL"], "PREFECT_API_URL")
+    except ValueError as error:
+        parser.error(str(error))
     asyncio.run(keep(asked.max_resumes))
 
 

@@ -20,7 +20,7 @@ from uuid import UUID
 
 import psutil
 
-from flows.processes.environment import prepare_worker
+from flows.processes.environment import check_prefect, prepare_worker
 from flows.requests.request import DEFAULT_OUT, checked_out
 
 if TYPE_CHECKING:
@@ -48,6 +48,10 @@ def main() -> None:
     if not os.environ.get("PREFECT_API_URL"):
         parser.error("set PREFECT_API_URL to the server's address, such as http://127.0.0.1:4200/api")
     prepare_worker(out)
+    try:
+        check_prefect(os.environ["PREFECT_API_URL"], "PREFECT_API_URL")
+    except ValueError as error:
+        parser.error(str(error))
     sys.exit(asyncio.run(work(asked.pool, asked.limit or one_more_than_may_train(), asked.name)))
 
 

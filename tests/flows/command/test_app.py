@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,37 @@ def test_mistake_costs_one_line_and_exit_code_2(
     assert err.count("\n") == 1
     assert words in err
     assert "\x1b" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variable", "url"),
+    [
+        (["sync"], "MLFLOW_TRACKING_URI", "http://127.0.0.1:{port}"),
+        (["sync"], "MLFLOW_TRACKING_URI", "postgresql://me:secret@127.0.0.1:{port}/mlflow"),
+        (["index", "build", "--runner", "ray"], "RAY_ADDRESS", "ray://127.0.0.1:{port}"),
+        (["index", "build", "--runner", "dask", "--address", "tcp://127.0.0.1:{port}"], "--address", ""),
+    ],
+)
+def test_server_that_does_not_answer_costs_one_line_that_says_what_names_it(
+    arguments: list[str],
+    variable: str,
+    url: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "home"))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))  # and never listens
+        port = probe.getsockname()[1]
+        if url:
+            monkeypatch.setenv(variable, url.format(port=port))
+        told = [argument.format(port=port) for argument in arguments]
+        code, out, err = redream([*told, "--out", str(tmp_path / "out")], capsys, monkeypatch)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"redream: {variable} names ")
+    assert "does not answer (Connection refused)" in err
+    assert "secret" not in err
 
 
 def test_file_that_is_no_mesh_is_refused_before_anything_starts(

@@ -13,11 +13,11 @@ from prefect.settings import PREFECT_API_SSL_CERT_FILE, PREFECT_API_TLS_INSECURE
 from flows.processes.environment import (
     LOCAL_SERVER,
     QUIET,
+    check_prefect,
     prepare_environment,
     reach_loopback_directly,
     starting_services,
 )
-from flows.processes.environment import _check_answers as check_answers
 from tests.flows.answering import HTTP_OK, answering, private_certificate
 
 FOREIGN = ("PREFECT_HOME", "PREFECT_API_URL", "PREFECT_PROFILE", "MLFLOW_TRACKING_URI")
@@ -127,16 +127,16 @@ def test_a_server_with_a_private_certificate_is_asked_with_prefects_own_settings
         with pytest.raises(ValueError, match="certificate verify failed"), starting_services(tmp_path):
             raise AssertionError("nothing may start")
         with temporary_settings({PREFECT_API_SSL_CERT_FILE: str(certificate)}):
-            check_answers(api, "PREFECT_API_URL")
+            check_prefect(api, "PREFECT_API_URL")
         with temporary_settings({PREFECT_API_TLS_INSECURE_SKIP_VERIFY: True}):
-            check_answers(api, "PREFECT_API_URL")
+            check_prefect(api, "PREFECT_API_URL")
 
 
 def test_a_server_behind_a_socks_proxy_is_asked_through_it(monkeypatch: pytest.MonkeyPatch) -> None:
     with answering(b"\x05\x00", b"\x05\x00\x00\x01" + bytes(6), HTTP_OK) as port:
         server_at(monkeypatch, "http://prefect.invalid/api")
         monkeypatch.setenv("ALL_PROXY", f"socks5://127.0.0.1:{port}")
-        check_answers("http://prefect.invalid/api", "PREFECT_API_URL")
+        check_prefect("http://prefect.invalid/api", "PREFECT_API_URL")
 
 
 @pytest.mark.parametrize("name", ["MLFLOW_TRACKING_URI", "PREFECT_SERVER_DATABASE_CONNECTION_URL"])
