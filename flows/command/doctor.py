@@ -38,6 +38,7 @@ from tasks.machinery.devices import (
     why_not_runs,
 )
 from tasks.machinery.progress import duration
+from tasks.tracking.databases import MLFLOW, PREFECT, is_usable
 
 GL_TIMEOUT_SECONDS = 60
 SOFTWARE = ("llvmpipe", "softpipe", "SwiftShader")  # names of OpenGL without a GPU
@@ -70,7 +71,7 @@ def examine(out: Path) -> list[Finding]:
         check_mini_weights,
         check_real_weights,
     ]
-    return [check_machine(), *check_gpus(), *(check() for check in checks), *check_servers(out)]
+    return [check_machine(), *check_gpus(), *(check() for check in checks), *check_databases(out), *check_servers(out)]
 
 
 def check_machine() -> Finding:
@@ -213,6 +214,23 @@ def check_real_weights() -> Finding:
         found=f"{name} is not on this machine",
         remedy="the sd21 preset downloads it from the hub on first use, or takes a local folder: --set prior.model=DIR",
     )
+
+
+def check_databases(out: Path) -> list[Finding]:
+    """Say of each database in the folder whether it is whole; those of a new folder come with its first command."""
+    findings = []
+    for name, schema in (("mlflow.db", MLFLOW), (".prefect/prefect.db", PREFECT)):
+        if not (out / name).exists():
+            continue
+        try:
+            found = (
+                "whole" if is_usable(out / name, schema) else "half-made and empty; the next command creates it again"
+            )
+            findings.append(Finding(name=name, state="ok", found=found))
+        except ValueError as error:
+            found, _, remedy = str(error).partition("; ")
+            findings.append(Finding(name=name, state="missing", found=found, remedy=remedy))
+    return findings
 
 
 def check_servers(out: Path) -> list[Finding]:

@@ -24,7 +24,7 @@ import psutil
 from flows.processes.command_server import start_own_server
 from redream.interpreter import keep_imports_ours, python_command
 from redream.messages import last_words, reason
-from tasks.tracking.databases import PREFECT, prepare_database, sqlite_url
+from tasks.tracking.databases import PREFECT, is_current, prepare_database, sqlite_url
 
 SERVING_FILE = ".serving.json"  # written by `redream serve` while it runs
 REFUSED_SECONDS = 10.0  # within which a server that is not there has refused
@@ -125,6 +125,8 @@ def prepare_prefect(environment: MutableMapping[str, str]) -> None:
         path = Path(environment["PREFECT_HOME"]).expanduser() / "prefect.db"
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         prepare_database(path, PREFECT)
+        if is_current(path, PREFECT):  # looking for migrations would cost the server three seconds
+            environment.setdefault("PREFECT_SERVER_DATABASE_MIGRATE_ON_START", "false")
         environment[PREFECT_DATABASES[0]] = sqlite_url(path, "sqlite+aiosqlite")
 
 

@@ -82,18 +82,30 @@ def prepare_database(path: Path, schema: Schema) -> None:
     Raises:
         ValueError: the file cannot be used; the message says what to do.
     """
-    if _is_usable(path, schema):
+    if is_usable(path, schema):
         return
     try:
         with FileLock(path.with_name(f".{path.name}.lock")):
-            if not _is_usable(path, schema):  # nobody was faster
+            if not is_usable(path, schema):  # nobody was faster
                 _create(path, schema)
     except PermissionError as error:
         raise ValueError(f"{path} cannot be created ({error.strerror}); check the folder's permissions") from error
 
 
-def _is_usable(path: Path, schema: Schema) -> bool:
-    """Tell whether a database is there that is whole, or that is not ours to replace."""
+def is_current(path: Path, schema: Schema) -> bool:
+    """Tell whether a database has the tables of the installed version, so that no migration is due."""
+    if version(schema.package) != schema.version:
+        return False  # whose last migration is known to it alone
+    with closing(_open(path)) as database:
+        return database.execute(f"SELECT * FROM {schema.revisions}").fetchall() == [(_revision(schema),)]  # noqa: S608
+
+
+def is_usable(path: Path, schema: Schema) -> bool:
+    """Tell whether a database is there that is whole, or that is not ours to replace.
+
+    Raises:
+        ValueError: the file cannot be used; the message says what to do.
+    """
     if not path.exists():
         return False
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from flows.command import doctor
+from tasks.tracking.databases import MLFLOW, prepare_database
 from tests.flows.services import Served, free_port
 from tests.tasks.machinery.faked_cards import BUSY, Card, fake_cards
 
@@ -138,6 +140,19 @@ def test_software_opengl_beside_a_gpu_is_told_what_containers_need(monkeypatch: 
     assert finding.state == "optional"
     assert "although a GPU is there" in finding.found
     assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility,graphics" in finding.remedy
+
+
+def test_databases_that_are_half_made_or_damaged_are_named(tmp_path: Path) -> None:
+    assert doctor.check_databases(tmp_path) == []
+    prepare_database(tmp_path / "mlflow.db", MLFLOW)
+    (tmp_path / ".prefect").mkdir()
+    (tmp_path / ".prefect" / "prefect.db").write_bytes(b"no database" * 999)
+    whole, damaged = doctor.check_databases(tmp_path)
+    assert (whole.state, damaged.state) == ("ok", "missing")
+    assert "not a whole database" in damaged.found and "move it away" in damaged.remedy
+    (tmp_path / "mlflow.db").unlink()
+    sqlite3.connect(tmp_path / "mlflow.db").execute("CREATE TABLE _alembic_tmp_runs (run_uuid TEXT)")
+    assert "creates it again" in doctor.check_databases(tmp_path)[0].found
 
 
 def test_server_that_does_not_answer_is_missing_where_it_was_asked_for(

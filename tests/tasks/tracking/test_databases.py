@@ -16,7 +16,15 @@ from alembic.script import ScriptDirectory
 from mlflow.store.db.utils import _get_alembic_config, _verify_schema, create_sqlalchemy_engine
 
 from tasks.tracking import databases
-from tasks.tracking.databases import MLFLOW, MLFLOW_USERS, PREFECT, Schema, prepare_database, sqlite_url
+from tasks.tracking.databases import (
+    MLFLOW,
+    MLFLOW_USERS,
+    PREFECT,
+    Schema,
+    is_current,
+    prepare_database,
+    sqlite_url,
+)
 
 SCHEMAS = (MLFLOW, MLFLOW_USERS, PREFECT)
 CREATE = """
@@ -119,6 +127,19 @@ def test_a_later_version_brings_the_kept_tables_up_to_date_before_they_count(
     for _ in range(2):  # the second time it is there, though its revision is none that is known here
         prepare_database(tmp_path / "mlflow.db", MLFLOW)
     assert upgraded == ["mlflow"]
+
+
+def test_only_a_database_of_the_installed_version_needs_no_migration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare_database(tmp_path / "new.db", PREFECT)
+    assert is_current(tmp_path / "new.db", PREFECT)
+    with monkeypatch.context() as later:
+        later.setattr(databases, "version", lambda package: "99.0")
+        assert not is_current(tmp_path / "new.db", PREFECT)
+    with closing(sqlite3.connect(tmp_path / "new.db")) as database, database:
+        database.execute("UPDATE alembic_version SET version_num = 'earlier'")
+    assert not is_current(tmp_path / "new.db", PREFECT)
 
 
 def test_eight_processes_create_one_database_once(tmp_path: Path) -> None:
