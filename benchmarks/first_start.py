@@ -25,9 +25,7 @@ FOREIGN = ("PREFECT_", "MLFLOW_", "REDREAM_")
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.first_start")
     parser.add_argument("--starts", type=int, default=3, help="new folders, each started in twice")
-    parser.add_argument(
-        "--uncompiled", action="store_true", help="with no compiled modules, and writing none"
-    )
+    parser.add_argument("--uncompiled", action="store_true", help="with no compiled modules, and writing none")
     asked = parser.parse_args()
     for number in range(asked.starts):
         with tempfile.TemporaryDirectory() as folder:
