@@ -16,6 +16,7 @@ from scipy import stats
 
 CONFIDENCE = 0.95
 NUM_RESAMPLES = 9999
+MIN_PROMPTS = 5  # of an interval: fewer values can be resampled in too few ways
 HIGHER_IS_BETTER = ("clip_",)
 
 
@@ -31,7 +32,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Interval:
-    """A mean over prompts with its 95 % interval, which is NaN where there are fewer than two prompts."""
+    """A mean over prompts with its 95 % interval, which is NaN where there are fewer than five prompts."""
 
     mean: float
     low: float
@@ -127,8 +128,8 @@ def mean_interval(values: Sequence[float]) -> Interval:
     """
     number = len(values)
     mean = fmean(values) if values else float("nan")
-    if number < 2 or min(values) == max(values):
-        edge = mean if number > 1 else float("nan")
+    if number < MIN_PROMPTS or min(values) == max(values):
+        edge = mean if number >= MIN_PROMPTS else float("nan")
         return Interval(mean=mean, low=edge, high=edge, num_prompts=number)
     tail = stats.t.ppf((1 + CONFIDENCE) / 2, number - 1) * np.sqrt(number / (number - 1))
     found = stats.bootstrap(

@@ -56,12 +56,12 @@ def as_markdown(comparison: Comparison) -> str:
 
 
 def plus_minus(interval: Interval) -> str:
-    """Return a mean and half of its interval's width, as in `0.312 ± 0.015`."""
+    """Return a mean and half of its interval's width, as in `0.3120 ± 0.0150`."""
     if not interval.num_prompts:
         return "–"
     if math.isnan(interval.low):
-        return f"{interval.mean:.3f}"
-    return f"{interval.mean:.3f} ± {(interval.high - interval.low) / 2:.3f}"
+        return f"{interval.mean:.4f}"
+    return f"{interval.mean:.4f} ± {(interval.high - interval.low) / 2:.4f}"
 
 
 def _latex_cell(interval: Interval, is_best: bool) -> str:

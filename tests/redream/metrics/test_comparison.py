@@ -38,11 +38,11 @@ def test_the_interval_of_many_values_is_scipys_and_students():
         assert abs(found.low - low) < 0.03 * width and abs(found.high - high) < 0.03 * width
 
 
-def test_equal_values_and_single_ones_have_a_mean_and_no_wider_interval():
+def test_equal_values_have_a_narrow_interval_and_few_values_none():
     same = mean_interval([0.5] * 5)
     assert (same.mean, same.low, same.high) == (0.5, 0.5, 0.5)
-    single = mean_interval([0.5])
-    assert single.mean == 0.5 and math.isnan(single.low) and math.isnan(mean_interval([]).mean)
+    few = mean_interval([0.25, 0.5, 0.5, 0.75])
+    assert few.mean == 0.5 and math.isnan(few.low) and math.isnan(mean_interval([]).mean)
 
 
 def test_seeds_are_averaged_within_their_prompt_and_failures_left_out():
