@@ -10,7 +10,7 @@ PARALLEL = --numprocesses logical --maxprocesses 4 --dist loadfile
 # Compiled modules are kept, whatever the shell says: without them, every process that a test starts compiles its libraries.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test test-all faults check format lock clean
+.PHONY: demo test test-all faults mutants check format lock clean
 
 demo: ## prompt to 3D object on this machine, with the embedded miniature
 	$(UV) sync --frozen --no-dev --inexact
@@ -27,6 +27,10 @@ test-all: ## also what takes minutes
 faults: ## kills of everything at every moment, as a table; ONLY=NAME makes one row, and root fills disks
 	$(UV) sync --frozen
 	$(UV) run --frozen python -m benchmarks.faults $(if $(ONLY),--only $(ONLY))
+
+mutants: ## small mistakes in the code, and whether the tests notice; continues where it was; ONLY=NAME tries some files
+	$(UV) sync --frozen --group mutants
+	nice -n 15 $(UV) run --no-sync python -m benchmarks.mutants $(if $(ONLY),--only $(ONLY))
 
 check: ## style and types
 	$(UV) sync --frozen --group browser

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 from torch import nn
 
 from redream.distill.particle import CHECKPOINT, Particle
+from redream.files import put_in_place
 
 
 @dataclass(eq=False)
@@ -39,9 +39,7 @@ class DistillState:
             },
             temporary,
         )
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(folder / CHECKPOINT)
+        put_in_place(temporary, folder / CHECKPOINT)
 
     def load(self, folder: Path | str) -> None:
         """Continue from a checkpoint of the same settings."""
