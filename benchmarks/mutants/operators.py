@@ -47,7 +47,7 @@ class _Finder(cst.CSTVisitor):
         self.found: list[tuple[cst.CSTNode, cst.CSTNode, int]] = []
 
     def on_visit(self, node: cst.CSTNode) -> bool:
-        if isinstance(node, SKIPPED) or m.matches(node, m.Expr(m.SimpleString())):
+        if isinstance(node, SKIPPED) or m.matches(node, m.Expr(m.SimpleString()) | m.Arg(keyword=m.Name("strict"))):
             return False
         for kind, operator in OPERATORS:
             if isinstance(node, kind):
