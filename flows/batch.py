@@ -18,6 +18,7 @@ from flows.batches.making import make_missing
 from flows.batches.on_workers import cancel_submitted
 from flows.batches.outcomes import MISSING
 from flows.batches.reporting import deliver_batch
+from flows.processes.stopped_state import name_stopped
 from flows.requests.parameters import MethodName, Place, PresetName, Processes, Prompts, Seeds, Settings
 from flows.requests.prompt_files import Defaults, Member, checked_members, read_members
 from flows.requests.request import DEFAULT_OUT, checked_out
@@ -38,7 +39,7 @@ def run_name() -> str:
     return f"batch of {Path(asked.get('prompts_file') or '').name or str(len(asked.get('prompts') or [])) + ' prompts'}"
 
 
-@flow(name="batch", flow_run_name=run_name, on_cancellation=[cancel_submitted])
+@flow(name="batch", flow_run_name=run_name, on_crashed=[name_stopped], on_cancellation=[cancel_submitted, name_stopped])
 def batch(
     prompts_file: Place = "",
     prompts: Prompts = [],

@@ -13,7 +13,9 @@ from prefect.futures import wait
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.build_index import find_index
+from flows.processes.stopped_state import name_stopped
 from flows.requests.parameters import Assets, BatchId, MethodName, Place, PresetName, Prompt, Seed, Settings
+from flows.requests.plan import stages_of
 from flows.requests.request import DEFAULT_OUT, Request, checked_request
 from redream.overrides import with_overrides
 from tasks.adaptation import adapt
@@ -23,9 +25,11 @@ from tasks.exporting import export
 from tasks.machinery.devices import needed_gib
 from tasks.machinery.progress import say
 from tasks.machinery.slots import num_cores
+from tasks.machinery.store import Output
 from tasks.orientation import align
 from tasks.rendering import render
-from tasks.results.delivery import Made, Outputs, deliver
+from tasks.results.delivery import Made, deliver
+from tasks.results.live_page import growing_page
 from tasks.results.prefect_page import show_made
 from tasks.retrieval import remarks, retrieve, take_assets
 from tasks.runs.run import Run, open_run
@@ -36,7 +40,13 @@ CONCURRENT_STAGES = min(2, num_cores())
 THREADS: Any = ThreadPoolTaskRunner(max_workers=CONCURRENT_STAGES)  # its generics do not fit its own decorator's
 
 
-@flow(name="generate", flow_run_name="{prompt}", task_runner=THREADS)
+@flow(
+    name="generate",
+    flow_run_name="{prompt}",
+    task_runner=THREADS,
+    on_crashed=[name_stopped],
+    on_cancellation=[name_stopped],
+)
 def generate(
     prompt: Prompt,
     preset: PresetName = "mini",
@@ -72,7 +82,16 @@ def generate(
 
 
 def make(run: Run, request: Request) -> Made:
-    """Take a request through every stage."""
+    """Take a request through every stage, under a page that grows, and deliver what was made."""
+    with growing_page(run, request.config, stages_of(request)):
+        report = take_stages(run, request)
+    made = deliver(run)
+    show_made(run, made, report)
+    return made
+
+
+def take_stages(run: Run, request: Request) -> Output:
+    """Take a request through every stage, and return the evaluation's output."""
     config = request.config
     found = fronts = views = warm = adapter = None
     if request.method == "redream":
@@ -95,15 +114,5 @@ def make(run: Run, request: Request) -> Made:
     exporting = export.submit(run, particles, found, fronts, config, CONCURRENT_STAGES)
     evaluating = evaluate.submit(run, particles, config, CONCURRENT_STAGES)
     wait([exporting, evaluating])  # where one fails, the record is closed only after the other has ended
-    outputs = Outputs(
-        particles=particles,
-        report=evaluating.result(),
-        exported=exporting.result(),
-        retrieval=found,
-        orientation=fronts,
-        warm_up=warm,
-        adapter=adapter,
-    )
-    made = deliver(run, outputs, config)
-    show_made(run, made, outputs.report)
-    return made
+    exporting.result()
+    return evaluating.result()

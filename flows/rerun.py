@@ -10,6 +10,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.generate import THREADS, make
+from flows.processes.stopped_state import name_stopped
 from flows.requests.parameters import Place, RunId, Settings, StageName
 from flows.requests.plan import checked_rerun
 from flows.requests.request import DEFAULT_OUT
@@ -18,7 +19,13 @@ from tasks.results.delivery import Made
 from tasks.runs.run import Repeats, open_run
 
 
-@flow(name="rerun", flow_run_name="rerun of {run_id}", task_runner=THREADS)
+@flow(
+    name="rerun",
+    flow_run_name="rerun of {run_id}",
+    task_runner=THREADS,
+    on_crashed=[name_stopped],
+    on_cancellation=[name_stopped],
+)
 def rerun(run_id: RunId, from_stage: StageName = "", settings: Settings = {}, out: Place = DEFAULT_OUT) -> Made:
     """Repeat a run in part.
 

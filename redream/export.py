@@ -37,6 +37,7 @@ Frames = Float[Tensor, "time height width 3"] | UInt8[np.ndarray, "time height w
 POINTS_PER_CHUNK = 2**17
 ATTRIBUTION = ("asset_id", "caption", "source", "license", "author")
 SPECK_SHARE = 0.01  # of the largest component's volume
+METERS = {"m": 1.0, "cm": 0.01, "mm": 0.001, "in": 0.0254}
 
 
 def export_mesh(
@@ -56,17 +57,50 @@ def export_mesh(
     Raises:
         ValueError: the density reaches the threshold nowhere.
     """
+    surface, rgb = colored_surface(density_and_color, config, radius, device)
+    write_aside(path, encode_glb(placed(surface, config), rgb, extras or {}))
+
+
+def colored_surface(
+    density_and_color: DensityAndColor, config: ExportConfig, radius: float, device: torch.device | str = "cpu"
+) -> tuple[trimesh.Trimesh, Float[np.ndarray, "vertices 3"]]:
+    """Return a field's surface in world axes, and the sRGB colour of each vertex in [0, 1]; raises as `export_mesh`."""
     surface = field_surface(density_and_color, config, radius, device)
     # Half a cell below the surface the density is well above zero, so the radiance there is what renders show.
     inside = surface.vertices - surface.vertex_normals * (radius / config.mesh_resolution)
-    rgb = _colors(density_and_color, inside, -surface.vertex_normals, device)
-    write_aside(path, encode_glb(surface, rgb, extras or {}))
+    return surface, _colors(density_and_color, inside, -surface.vertex_normals, device)
+
+
+def placed(surface: trimesh.Trimesh, config: ExportConfig) -> trimesh.Trimesh:
+    """Return a surface in world axes at its export's place and height, in metres."""
+    low, high = surface.bounds
+    scale = config.height * METERS[config.unit] / (high[2] - low[2]) if config.height else 1.0
+    origin = [(low[0] + high[0]) / 2, (low[1] + high[1]) / 2, low[2]] if config.origin == "bottom" else [0.0, 0.0, 0.0]
+    return trimesh.Trimesh((surface.vertices - origin) * scale, surface.faces, process=False)
 
 
 def provenance(prompt: str, neighbors: Sequence[Neighbor]) -> dict[str, Any]:
-    """Return what a mesh says of its origin: the prompt, and the retrieved assets with their authors and licences."""
+    """Return what a mesh says of its origin: the prompt, and the retrieved assets with their authors and licences.
+
+    `caption`, `author`, `license` and `source` are what readers of glTF files look for, a folder's index among them.
+    """
     assets = [{name: getattr(neighbor.asset, name) for name in ATTRIBUTION} for neighbor in neighbors]
-    return {"prompt": prompt, "generator": "ReDream", "retrieved_assets": assets}
+
+    def joined(name: str) -> str:
+        return "; ".join(dict.fromkeys(entry[name] for entry in assets if entry[name]))
+
+    credit = {name: joined(name) for name in ("author", "license", "source")}
+    return {"prompt": prompt, "caption": prompt, **credit, "generator": "ReDream", "retrieved_assets": assets}
+
+
+def copyright_of(extras: Mapping[str, Any]) -> str:
+    """Return the notice for a file's `asset.copyright` from its `provenance`; empty where no asset was used."""
+    assets = extras.get("retrieved_assets", [])
+    return "; ".join(
+        f"after {entry['caption'] or entry['asset_id']} by {entry['author'] or 'an unnamed author'}"
+        + f" ({entry['license'] or 'licence not stated'})"
+        for entry in assets
+    )
 
 
 def field_surface(
@@ -90,7 +124,7 @@ def field_surface(
     vertices, faces, _, _ = marching_cubes(volume, level, gradient_direction="ascent", allow_degenerate=False)
     cell = 2.0 * radius / config.mesh_resolution
     vertices = np.clip((vertices - 1.0) * cell - radius, -radius, radius)
-    return _without_specks(trimesh.Trimesh(vertices, faces, process=False))
+    return _without_specks(trimesh.Trimesh(vertices, faces, process=False), 1.0 if config.largest_part else SPECK_SHARE)
 
 
 def encode_glb(mesh: trimesh.Trimesh, rgb: Float[np.ndarray, "vertices 3"], extras: Mapping[str, Any]) -> bytes:
@@ -114,8 +148,9 @@ def encode_glb(mesh: trimesh.Trimesh, rgb: Float[np.ndarray, "vertices 3"], extr
     accessors[0] |= {"min": positions.min(axis=0).tolist(), "max": positions.max(axis=0).tolist()}
     accessors[2]["normalized"] = True
     primitive = {"attributes": {"POSITION": 0, "NORMAL": 1, "COLOR_0": 2}, "indices": 3, "material": 0}
+    notice = {"copyright": text} if (text := copyright_of(extras)) else {}
     tree = {
-        "asset": {"version": "2.0", "generator": "redream", "extras": dict(extras)},
+        "asset": {"version": "2.0", "generator": "redream", **notice, "extras": dict(extras)},
         "scene": 0,
         "scenes": [{"nodes": [0]}],
         "nodes": [{"mesh": 0, "name": "result"}],
@@ -125,10 +160,10 @@ def encode_glb(mesh: trimesh.Trimesh, rgb: Float[np.ndarray, "vertices 3"], extr
         "bufferViews": views,
         "buffers": [{"byteLength": len(binary)}],
     }
-    text = json.dumps(tree).encode()
-    text += b" " * (-len(text) % 4)
+    head = json.dumps(tree).encode()
+    head += b" " * (-len(head) % 4)
     binary += b"\0" * (-len(binary) % 4)
-    body = struct.pack("<I4s", len(text), b"JSON") + text + struct.pack("<I4s", len(binary), b"BIN\0") + binary
+    body = struct.pack("<I4s", len(head), b"JSON") + head + struct.pack("<I4s", len(binary), b"BIN\0") + binary
     return struct.pack("<4sII", b"glTF", 2, 12 + len(body)) + body
 
 
@@ -245,8 +280,8 @@ def _colors(
     return rgb
 
 
-def _without_specks(mesh: trimesh.Trimesh) -> trimesh.Trimesh:
-    """Keep the components that enclose at least `SPECK_SHARE` of the largest one's volume.
+def _without_specks(mesh: trimesh.Trimesh, share: float) -> trimesh.Trimesh:
+    """Keep the components that enclose at least a share of the largest one's volume.
 
     A cavity is wound inwards and so encloses a negative volume: it goes as well, since nobody can see into it.
     """
@@ -257,7 +292,7 @@ def _without_specks(mesh: trimesh.Trimesh) -> trimesh.Trimesh:
     # Signed volume of the tetrahedra between each face and the origin.
     signed = np.einsum("fi,fi->f", mesh.triangles[:, 0], np.cross(mesh.triangles[:, 1], mesh.triangles[:, 2])) / 6.0
     volumes = np.bincount(of_face, signed, num_components)
-    kept = (volumes >= SPECK_SHARE * volumes.max())[of_face]
+    kept = (volumes >= share * volumes.max())[of_face]
     clean = trimesh.Trimesh(mesh.vertices, mesh.faces[kept], process=False)
     clean.remove_unreferenced_vertices()
     return clean

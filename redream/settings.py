@@ -272,6 +272,11 @@ class ExportConfig:
     density_threshold: Positive = 10.0  # density of the surface, 1 / world unit
     turntable_size: Pixels = 512  # pixels
     turntable_fps: Annotated[int, Interval(ge=1, le=240)] = 30  # frames per second
+    # of a mesh: the middle of the field's ball, or of the object's footprint, so that it stands on the ground
+    origin: Literal["center", "bottom"] = "center"
+    height: NotNegative = 0.0  # of a mesh, in export.unit; 0 leaves its size as it is
+    unit: Literal["m", "cm", "mm", "in"] = "m"  # of export.height; glTF files are in metres whatever it is
+    largest_part: bool = False  # leave out parts that do not touch the largest one
 
     def __post_init__(self) -> None:
         require_limits("export", self)

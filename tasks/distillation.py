@@ -42,6 +42,7 @@ STAGE_VERSION = 2
 CHECKPOINT_EVERY_SECONDS = 60.0
 NUM_PREVIEWS = 10
 PREVIEW_AZIMUTHS = 4
+PREVIEWS = "previews"  # folder of pictures in a run's folder
 OF_INITIALISATION = ("lambda_ret_rgb", "lambda_ret_opacity", "variational_sees_assets")
 SWITCHED_OFF = {"negative_prompt": "", "weighting": "sds"}  # as runs before these settings were made
 OF_LEARNED_BACKGROUND = ("random_background_probability", "lr_background")
@@ -181,7 +182,7 @@ def _distill(
     try:
         for step in work.follow(steps, until_step - begin, _figures):
             if step.step % preview_every == 0:
-                _log_preview(state, config, work, step.step)
+                _save_preview(run, state, config, work, step.step)
             if time.monotonic() - saved >= CHECKPOINT_EVERY_SECONDS:
                 state.save(work.checkpoint / "state")
                 saved = time.monotonic()
@@ -201,12 +202,12 @@ def _figures(step: DistillStep) -> dict[str, float]:
     return {**step.losses, "grad_norm": step.grad_norm, "t": mean_t, "particle": float(step.particle)}
 
 
-def _log_preview(state: DistillState, config: RunConfig, work: Work, step: int) -> None:
-    """Log what every particle looks like from four sides, one row each."""
+def _save_preview(run: Run, state: DistillState, config: RunConfig, work: Work, step: int) -> None:
+    """Save what every particle looks like from four sides, one row each, for the run's page and for MLflow."""
     import torch
 
     from redream.cameras import orbit
-    from redream.images import composite, image_grid, to_uint8
+    from redream.images import composite, image_grid, save_png, to_uint8
 
     views = config.evaluation
     size = min(config.distill.low_resolution, views.image_size)
@@ -216,4 +217,7 @@ def _log_preview(state: DistillState, config: RunConfig, work: Work, step: int) 
             composite(particle.render(camera.to(particle.asset_index.device), config.field), views.background).cpu()
             for particle in state.particles
         ]
-    work.tracker.log_image(to_uint8(image_grid(torch.cat(rows), PREVIEW_AZIMUTHS)), f"{work.stage}/preview", step)
+    grid = image_grid(torch.cat(rows), PREVIEW_AZIMUTHS)
+    (run.folder / PREVIEWS).mkdir(exist_ok=True)
+    save_png(run.folder / PREVIEWS / f"{step:06d}_{work.stage}.png", grid)
+    work.tracker.log_image(to_uint8(grid), f"{work.stage}/preview", step)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from redream.records import Neighbor
 
-STAGE_VERSION = 4
+STAGE_VERSION = 5
 MESH, TURNTABLE, POSTER = "mesh.glb", "turntable.mp4", "poster.png"
 ASSET_VIEWS = 60  # of each asset's turntable
 ORBIT_SETTINGS = ("num_views", "elevation_deg", "camera_distance", "fovy_deg", "background")

@@ -78,7 +78,7 @@ def outcome_of_submitted(member: Member, ended: Over, run: Run) -> Outcome:
         )
     return Outcome(
         **common,
-        state="stopped" if ended.state == "Cancelled" else "failed",
+        state="stopped" if ended.state in ("Cancelled", "Stopped") else "failed",
         reason=str(record.get("error") or ended.message),
         run_id=record["run_id"],
         metrics={},

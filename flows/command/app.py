@@ -14,13 +14,15 @@ from typing import cast
 
 import typer
 
-from flows.command import browsing, comparing, indexes, machine, objects
+from flows.command import browsing, comparing, indexes, keeping, machine, objects
 from flows.processes.command_server import collect_rarely
 from redream.messages import reason
 from redream.pages.text import visible_text
 
 # What only a mistake in the code raises, and what says nothing without its class.
 FAULTS = (TypeError, AttributeError, LookupError, NameError, AssertionError, ArithmeticError, NotImplementedError)
+INTERRUPTED = 130
+GOES_ON = "stopped; the same command continues from the last checkpoint"
 
 app = typer.Typer(
     help="Generate 3D objects from text, after ReDream (arXiv 2402.02972).",
@@ -42,6 +44,8 @@ for run in (
     objects.rerun,
     objects.batch,
     comparing.compare,
+    keeping.export,
+    keeping.watch,
     browsing.sync,
     browsing.gc,
     browsing.ui,
@@ -63,12 +67,14 @@ def main() -> None:
     except ValueError as error:
         _fail(str(error), 2)
     except BaseException as error:
-        if isinstance(error, SystemExit):
+        word = next(iter(getattr(error, "__notes__", [])), "")  # what a run that was stopped leaves
+        if isinstance(error, SystemExit) and not word:
             raise
         if type(error).__name__ == "TerminationSignal":  # Prefect's word for SIGTERM
-            _fail("terminated; the same command continues from the last checkpoint", 143)
+            _fail(word or "terminated; the same command continues from the last checkpoint", 143)
         if not isinstance(error, Exception) or isinstance(error, typer.Abort):
-            _fail("stopped; the same command continues from the last checkpoint", 130)
+            code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else INTERRUPTED
+            _fail(word or GOES_ON, code)
         if os.environ.get("REDREAM_TRACEBACK"):
             raise
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
@@ -76,6 +82,8 @@ def main() -> None:
                 "the disk of --out is full; make room (redream gc lists what can go), and the same command goes on", 1
             )
         _fail(f"{_words(error)} (REDREAM_TRACEBACK=1 shows the traceback)", 1)
+    if code == INTERRUPTED:  # Typer's, of Ctrl-C before a flow has begun
+        _fail(GOES_ON, INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -29,12 +29,13 @@ def results_only() -> Iterator[None]:
 @contextmanager
 def services(out: Path) -> Iterator[None]:
     """Get Prefect and MLflow ready while the body imports a flow."""
-    from tasks.machinery.progress import stop_requested, waiting
+    from tasks.machinery.progress import Stopped, stop_requested, waiting
 
     def stop(signal_number: int, frame: object) -> None:
         stop_requested.set()  # for the stages in other threads
         signal.signal(signal_number, signal.SIG_DFL)  # a second one does not wait for them
-        raise KeyboardInterrupt if signal_number == signal.SIGINT else SystemExit(143)
+        # Typer would swallow KeyboardInterrupt, with what a run has to say of how it goes on.
+        raise Stopped("Ctrl-C") if signal_number == signal.SIGINT else SystemExit(143)
 
     for signal_number in (signal.SIGINT, signal.SIGTERM):  # by default SIGTERM would leave Prefect's server behind
         signal.signal(signal_number, stop)

@@ -54,6 +54,8 @@ class PageMetric:
     is_higher_better: bool
     values: tuple[float, ...] = ()  # per view or per pair of views, in the orbit's order
     note: str = ""
+    reference: float | None = None  # the retrieved asset's own value, measured in the same way
+    caveat: str = ""  # what the metric rewards although it is not better
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,12 +77,43 @@ class PageSamples:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PageStage:
+    """One stage of a run: waiting, running, computed, reused, failed, stopped, crashed or to come."""
+
+    name: str
+    state: str
+    took: str = ""  # a duration in words
+    remark: str = ""  # such as how many steps are done, or what it waits for
+
+
+@dataclass(frozen=True, kw_only=True)
+class PagePreview:
+    """What every particle looked like after a step, as a PNG."""
+
+    label: str
+    picture: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
 class PageContent:
+    """A run as it stands: what is not there yet is empty."""
+
     prompt: str
-    mesh_glb: bytes
-    poster: bytes  # PNG, shown where there is no WebGL2
+    mesh_glb: bytes = b""
+    poster: bytes = b""  # PNG, shown where there is no WebGL2
     turntable_mp4: bytes = b""  # the result beside the retrieved assets
+    turntable_labels: Sequence[str] = ()  # of the video's columns, from the left
+    state: str = "finished"  # running, finished, failed, stopped or crashed
     subtitle: str = ""  # method, preset, duration
+    remaining: str = ""  # how long a run under way may still take, in words
+    reason: str = ""  # why a run did not finish, or what can be done with what is there
+    reload_seconds: int = 0  # how often the page loads itself again; 0 for never
+    facts: Mapping[str, str] = field(default_factory=dict)  # date, run, preset, index, device
+    changed: Mapping[str, Any] = field(default_factory=dict)  # settings that differ from the preset's
+    command: str = ""  # that asks for the same again
+    links: Mapping[str, str] = field(default_factory=dict)  # names of files in the page's folder, by what they are
+    stages: Sequence[PageStage] = ()
+    previews: Sequence[PagePreview] = ()  # the latest last
     neighbors: Sequence[PageNeighbor] = ()
     metrics: Sequence[PageMetric] = ()
     curves: Sequence[PageCurve] = ()
@@ -113,7 +146,7 @@ def write_page(path: Path | str, content: PageContent) -> None:
 
 
 def render_page(content: PageContent) -> str:
-    script = (FOLDER / "viewer.js").read_text(encoding="utf-8")
+    script = (FOLDER / "viewer.js").read_text(encoding="utf-8") if content.mesh_glb else ""
     style = (FOLDER / "page.css").read_text(encoding="utf-8")
     policy = (
         f"default-src 'none'; img-src data:; media-src data:; script-src '{source_hash(script)}'; "
@@ -168,6 +201,7 @@ def page_environment() -> Environment:
         "data_uri": _data_uri,
         "base64": _base64,
         "figure": _figure,
+        "sentence": _sentence,
         "curve": _curve_chart,
         "sparkline": _sparkline,
     }
@@ -188,6 +222,11 @@ def _base64(content: bytes) -> Markup:
 
 def _data_uri(content: bytes, mime: str) -> Markup:
     return Markup("data:{};base64,{}").format(mime, _base64(content))
+
+
+def _sentence(text: str) -> str:
+    """Begin with a capital letter."""
+    return text[:1].upper() + text[1:]
 
 
 def _figure(value: float) -> str:

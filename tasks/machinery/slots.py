@@ -23,16 +23,19 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from redream.pages.text import visible_text
 from tasks.machinery.devices import SMALL_GIB, Gpu, Lack, find_gpus, is_exclusive, require_device, why_not_runs
 from tasks.machinery.progress import raise_if_stopped, say
 
 NUM_SLOTS = "REDREAM_GPUS"  # environment variable: trainings at a time on this machine
 SLOTS_FOLDER = "REDREAM_SLOTS"  # environment variable: where the locks are
 POLL_SECONDS = 0.5
+MAX_HOLDER_CHARS = 500
 
 OnWait = Callable[[str], None]
 
@@ -54,7 +57,11 @@ _process = _Process()
 
 @contextmanager
 def device_slot(
-    folder: Path, needed: float = SMALL_GIB, trains: bool = True, on_wait: OnWait = lambda _: None
+    folder: Path,
+    needed: float = SMALL_GIB,
+    trains: bool = True,
+    on_wait: OnWait = lambda _: None,
+    holder: str = "",
 ) -> Iterator[str]:
     """Hold the slot of a device and give its name for torch, `cpu` or `cuda:N`.
 
@@ -63,6 +70,7 @@ def device_slot(
         needed: memory that the run takes of a GPU, GiB.
         trains: on a CPU only trainings take a slot.
         on_wait: called with each new reason to wait; what it raises ends the wait, as a request to stop does.
+        holder: who holds the slot meanwhile, in words for those who wait for it.
 
     Raises:
         ValueError: no GPU will do, and neither would the CPU.
@@ -72,6 +80,8 @@ def device_slot(
         places = _places(needed, trains)
         if places and _process.users == 0:
             _process.slot, _process.gpu = _acquire(folder, places, needed, trains, on_wait)
+            if _process.slot is not None:
+                _name_holder(_process.slot, holder)
         gpu = _process.gpu
         has_slot = bool(places) and _process.slot is not None
         _process.users += has_slot
@@ -127,7 +137,7 @@ def _acquire(
 ) -> tuple[FileLock | None, Gpu | None]:
     """Take the first free slot, once its GPU has run an operation; none where only the CPU is left and none is due."""
     while places:
-        reason = f"waiting for other runs to leave {'a GPU' if places[0][0] else 'the cores'}"
+        reason = _why_waiting(folder, places)
         for gpu, name in places:
             lock = FileLock(_lock_file(folder, name), thread_local=False, mode=_lock_mode())
             try:
@@ -157,6 +167,26 @@ def _acquire(
     return None, None
 
 
+def _why_waiting(folder: Path, places: list[tuple[Gpu | None, str]]) -> str:
+    """Say who has the slots, and how more of them are allowed."""
+    holders = []
+    for _, name in places:
+        with suppress(OSError):  # it may have left meanwhile
+            holders.append(visible_text((folder / f"{name}.holder").read_text(errors="replace")[:MAX_HOLDER_CHARS]))
+    who = holders[0] if holders else "other runs"
+    who += f" and {len(holders) - 1} more" if len(holders) > 1 else ""
+    more = f"{NUM_SLOTS}={len(places) + 1} allows {len(places) + 1} trainings at a time here"
+    return f"waiting for {who} to leave {'a GPU' if places[0][0] else 'the cores'}; {more}"
+
+
+def _name_holder(slot: FileLock, holder: str) -> None:
+    """Write who has a slot next to its lock, for those who wait."""
+    path = Path(slot.lock_file).with_suffix(".holder")
+    with suppress(OSError):  # nobody must fail for the want of a name
+        path.write_text(f"{holder or 'a process'}, since {datetime.now():%H:%M}", errors="replace")
+        path.chmod(_lock_mode())
+
+
 def _leave() -> None:
     """Leave the process's slot; the last stage to do so gives the GPU's memory back first."""
     with _process.guard:
@@ -170,6 +200,8 @@ def _leave() -> None:
             with suppress(RuntimeError):  # of a GPU that has failed; the stage's own error says how
                 torch.cuda.empty_cache()
         assert _process.slot is not None
+        with suppress(OSError):
+            Path(_process.slot.lock_file).with_suffix(".holder").unlink()
         _process.slot.release()
         _process.slot = None
 

@@ -167,15 +167,14 @@ def open_run(
         _update(run, lambda record: record["mlflow"].update(run_id=tracker.run_id))
         yield run
     except BaseException as error:
-        is_failure = isinstance(error, Exception)
-        if not is_failure:
+        if not isinstance(error, Exception):
             stop_requested.set()  # Prefect takes SIGTERM for itself, and the stages in other threads must hear of it
         (run.folder / "error.txt").write_text("".join(traceback.format_exception(error)))
         _finish(
             run,
             tracker,
-            "failed" if is_failure else "stopped",
-            "FAILED" if is_failure else "KILLED",
+            ending_of(error),
+            "FAILED" if isinstance(error, Exception) else "KILLED",
             error=f"{type(error).__name__}: {error}",
         )
         raise
@@ -185,9 +184,15 @@ def open_run(
         alive.release()
 
 
-def record_start(run: Run, key: StageKey, state: str = "running") -> None:
-    """Note that a stage is `running`, or `waiting` for something that others hold."""
-    _update(run, lambda record: record["stages"].update({key.stage: {"state": state, **_begun(key)}}))
+def ending_of(error: BaseException) -> str:
+    """Return the state of what an error ends: it has failed, or somebody stopped it."""
+    return "failed" if isinstance(error, Exception) else "stopped"
+
+
+def record_start(run: Run, key: StageKey, waits_for: str = "") -> None:
+    """Note that a stage is running, or that it waits, and for what."""
+    entry = {"state": "waiting", "waits_for": waits_for} if waits_for else {"state": "running"}
+    _update(run, lambda record: record["stages"].update({key.stage: {**entry, **_begun(key)}}))
 
 
 def record_stage(
@@ -210,8 +215,7 @@ def record_stage(
 
 
 def record_failure(run: Run, key: StageKey, error: BaseException) -> None:
-    state = "failed" if isinstance(error, Exception) else "stopped"
-    _end(run, key, {"state": state, "error": f"{type(error).__name__}: {error}"})
+    _end(run, key, {"state": ending_of(error), "error": f"{type(error).__name__}: {error}"})
 
 
 def record_result(

@@ -161,10 +161,11 @@ def _slot(run: Run, key: StageKey, trains: bool) -> Iterator[str]:
     """Wait for a device and let this thread use it."""
 
     def wait(reason: str) -> None:
-        record_start(run, key, "waiting")
+        record_start(run, key, reason)
         say(f"{key.stage}: {reason}")
 
-    with device_slot(slots_folder(), run.gpu_gib, trains, wait) as device:
+    holder = f"run {run.run_id} (in {run.out}, process {os.getpid()})"
+    with device_slot(slots_folder(), run.gpu_gib, trains, wait, holder) as device:
         yield device
 
 

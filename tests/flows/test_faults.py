@@ -173,8 +173,14 @@ def test_terminated_command_ends_at_its_next_step_in_minutes(world: World, tmp_p
     assert process.returncode == 143, messages
     (record,) = list_runs(tmp_path)
     assert record["state"] == record["stages"]["distill"]["state"] == "stopped"
+    assert f"stopped; `redream rerun {record['run_id']}" in messages
+    folder = tmp_path / "runs" / record["run_id"]
+    assert "Stopped" in (folder / "page.html").read_text()
+    assert (folder / "mesh.glb").read_bytes()[:4] == b"glTF"
     with get_client(sync_client=True) as client:
-        assert TAG in client.read_flow_run(UUID(record["prefect"]["prefect.flow_run_id"])).tags  # the keeper's rule
+        flow_run = client.read_flow_run(UUID(record["prefect"]["prefect.flow_run_id"]))
+    assert TAG in flow_run.tags  # the keeper's rule
+    assert flow_run.state is not None and flow_run.state.name == "Stopped"
 
 
 @pytest.mark.timeout(2 * TIMEOUT)

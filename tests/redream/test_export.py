@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -16,8 +17,17 @@ from torch import Tensor
 from trimesh.visual import TextureVisuals
 
 import redream.export
-from redream.export import DensityAndColor, export_mesh, field_surface, save_turntable, side_by_side
+from index_build.catalogs.opening import open_catalog
+from redream.export import (
+    DensityAndColor,
+    export_mesh,
+    field_surface,
+    provenance,
+    save_turntable,
+    side_by_side,
+)
 from redream.meshes.assets import load_mesh, scene_parts
+from redream.records import Asset, Neighbor
 from redream.settings import ExportConfig
 
 RADIUS = 0.55
@@ -225,3 +235,36 @@ def test_side_by_side_turns_every_object_once_in_the_same_time():
     short = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 2, 2, 3)
     assert side_by_side([long, short])[:, 0, 2, 0].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
     assert side_by_side([short, long])[:, 0, 2, 0].tolist() == [0, 3, 6, 9]
+
+
+def test_mesh_stands_on_the_ground_as_high_as_asked(tmp_path: Path):
+    field = solid(union(ball((0.1, 0.0, 0.0), 0.2), ball((0.1, 0.0, 0.25), 0.1)))
+    config = replace(CONFIG, origin="bottom", height=30.0, unit="cm")
+    export_mesh(field, config, RADIUS, tmp_path / "snowman.glb")
+    _, positions = read_glb(tmp_path / "snowman.glb")
+    low, high = positions.min(axis=0), positions.max(axis=0)
+    assert low[1] == pytest.approx(0.0, abs=1e-6) and high[1] == pytest.approx(0.3, rel=1e-5)  # glTF is in metres
+    np.testing.assert_allclose((low + high)[[0, 2]], 0.0, atol=1e-6)
+
+
+def test_largest_part_alone_is_kept_when_asked():
+    field = solid(union(ball((-0.2, 0.0, 0.0), 0.2), ball((0.3, 0.0, 0.0), 0.15)))
+    assert field_surface(field, CONFIG, RADIUS).bounds[1][0] > 0.4
+    assert field_surface(field, replace(CONFIG, largest_part=True), RADIUS).bounds[1][0] < 0.05
+
+
+def test_a_result_in_a_folder_of_meshes_is_captioned_by_its_prompt_and_credited_by_its_sources(tmp_path: Path):
+    asset = Asset(
+        asset_id="f00d",
+        mesh_path="",
+        caption="a truck",
+        source="example.org",
+        license="CC-BY-4.0",
+        author="Ada",
+    )
+    origin = provenance("a blue truck", [Neighbor(asset=asset, score=0.3, text_score=0.2)])
+    export_mesh(BALL, CONFIG, RADIUS, tmp_path / "x.glb", origin)
+    (found,) = open_catalog(str(tmp_path), None, (), cache_dir=tmp_path / "cache").assets
+    assert (found.caption, found.author, found.license) == ("a blue truck", "Ada", "CC-BY-4.0")
+    assert found.source == "example.org"
+    assert read_glb(tmp_path / "x.glb")[0]["asset"]["copyright"] == "after a truck by Ada (CC-BY-4.0)"

@@ -70,7 +70,9 @@ READ = {
         "evaluate export": "num_views elevation_deg camera_distance fovy_deg background",
         "evaluate": "image_size clip_models lpips_backbones judge close_loop",
     },
-    "export": {"export": "mesh_resolution density_threshold turntable_size turntable_fps"},
+    "export": {
+        "export": "mesh_resolution density_threshold turntable_size turntable_fps origin height unit largest_part"
+    },
     "mesh": {"export": MESH},
 }
 READ_BY_SDS = {  # before a learned background
@@ -166,6 +168,7 @@ OTHER = {
     "retrieval.licenses": ("cc0",), "retrieval.use": ("a",), "orientation.front_axis": "-X",
     "retrieval.leave_out": ("a",),
     "download.base_url": "https://example.org",
+    "export.origin": "bottom", "export.unit": "cm",
     "download.redirect_hosts": ("example.org",), "field.features_per_level": 4, "field.implementation": "torch",
     "prior.model": "mini:judge", "prior.dtype": "bfloat16", "distill.method": "vsd", "distill.background": "learned",
     "distill.lambda_opacity_entropy": Linear(start=0.0, end=21.0, begin_step=0, end_step=4),
