@@ -1,8 +1,9 @@
-"""The command that compares methods: compare."""
+"""Comparisons: the command compare, and results of other systems for `evaluate`."""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -11,11 +12,18 @@ from rich.table import Table
 from flows.batches.preview import expected_seconds, first_members
 from flows.command.options import AsJson, Device, Index, Out, Preset, Settings
 from flows.command.running import print_json, results_only, services, use_device
-from flows.command.tables import console, print_members, shown
+from flows.command.tables import console, metric_table, print_members, shown
 from flows.requests.columns import STUDIES, checked_columns, column_defaults, require_plain
 from flows.requests.prompt_files import Defaults, parsed_seeds, read_members
-from flows.requests.request import DEFAULT_OUT, checked_out, parsed_settings
-from tasks.machinery.devices import needed_gib
+from flows.requests.request import (
+    DEFAULT_OUT,
+    checked_asset,
+    checked_config,
+    checked_out,
+    checked_weights,
+    parsed_settings,
+)
+from tasks.machinery.devices import find_gpus, needed_gib
 
 
 def compare(
@@ -62,6 +70,30 @@ def compare(
         print_json(made)
     else:
         print_comparison(made)
+
+
+def evaluate_foreign(
+    mesh: str, views: str, prompt: str, preset: str, overrides: dict[str, Any], device: str, as_json: bool
+) -> None:
+    """Measure a mesh or views of another system, and print how they score."""
+    config = checked_config(preset, "redream", overrides)
+    checked_weights(config)
+    if mesh:
+        checked_asset(mesh, option="--mesh")
+    use_device(device, 0.0)
+    from tasks.machinery.progress import waiting
+
+    with waiting("loading the evaluation models"):
+        from redream.metrics.foreign import measure_mesh, measure_views
+
+    chosen = find_gpus().gpus
+    place = f"cuda:{chosen[0].index}" if chosen else "cpu"
+    measure = measure_mesh if mesh else measure_views
+    report = measure(mesh or views, prompt, config, place)
+    if as_json:
+        print_json(asdict(report))
+    else:
+        console().print(metric_table(report.summary(), title=prompt))
 
 
 def print_comparison(made: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.batches.preview import expected_seconds, first_members
+from flows.command.comparing import evaluate_foreign
 from flows.command.indexes import open_index
 from flows.command.options import AsJson, Device, Index, LeaveOut, Out, Preset, Prompt, RunId, Settings
 from flows.command.running import print_json, results_only, services, use_device
@@ -27,6 +28,7 @@ from flows.requests.request import (
     Request,
     checked_config,
     checked_out,
+    checked_prompt,
     checked_request,
     parsed_settings,
     split_ids,
@@ -91,16 +93,33 @@ def generate(
 
 
 def evaluate(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="Runs, as `redream runs` names them.")],
+    runs: Annotated[
+        list[str], typer.Argument(metavar="[RUN]…", help="Runs, as `redream runs` names them.", show_default=False)
+    ] = [],
+    mesh: Annotated[
+        str, typer.Option(metavar="FILE", help="Measure a mesh of another system instead.", show_default=False)
+    ] = "",
+    views: Annotated[
+        str, typer.Option(metavar="PATH", help="Measure a folder of views, or a video, instead.", show_default=False)
+    ] = "",
+    prompt: Annotated[str, typer.Option(help="What the mesh or the views should show.", show_default=False)] = "",
+    preset: Annotated[str, typer.Option(help="Whose cameras and models measure a mesh or views.")] = "mini",
     settings: Settings = [],
     device: Device = "",
     out: Out = DEFAULT_OUT,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the objects of finished runs again."""
+    """Measure the objects of finished runs again, or results of other systems by the same cameras and models."""
     overrides = parsed_settings(settings)
     if other := [name for name in overrides if not name.startswith("evaluation.")]:
         raise ValueError(f"--set {other[0]} does not concern evaluation; only evaluation.… settings can change here")
+    if mesh or views or prompt:
+        if runs or bool(mesh) == bool(views) or not prompt:
+            raise ValueError("give runs, or else --prompt with either --mesh FILE or --views PATH")
+        evaluate_foreign(mesh, views, checked_prompt(prompt), preset, overrides, device, as_json)
+        return
+    if not runs:
+        raise ValueError("give runs, or else --prompt with either --mesh FILE or --views PATH")
     folder = checked_out(out)
     for run in runs:
         record = read_run(folder, run)

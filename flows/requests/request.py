@@ -179,17 +179,17 @@ def split_ids(texts: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(each.strip() for text in texts for each in text.split(",") if each.strip()))
 
 
-def checked_asset(asset: str) -> Path:
+def checked_asset(asset: str, option: str = "--asset") -> Path:
     """Return the absolute path of a mesh file; its content is read later, by `load_mesh`."""
     path = Path(asset)
     if not path.is_file():
-        raise ValueError(f"--asset {asset}: there is no such file")
+        raise ValueError(f"{option} {asset}: there is no such file")
     if path.suffix.lower() not in MESH_SUFFIXES:
-        raise ValueError(f"--asset {asset}: not a mesh file; its name must end in {', '.join(MESH_SUFFIXES)}")
+        raise ValueError(f"{option} {asset}: not a mesh file; its name must end in {', '.join(MESH_SUFFIXES)}")
     if not os.access(path, os.R_OK):
-        raise ValueError(f"--asset {asset}: the file cannot be read; check its permissions")
+        raise ValueError(f"{option} {asset}: the file cannot be read; check its permissions")
     if path.stat().st_size == 0:
-        raise ValueError(f"--asset {asset}: the file is empty")
+        raise ValueError(f"{option} {asset}: the file is empty")
     return path.resolve()
 
 
