@@ -1,6 +1,7 @@
 """Make a small mistake in a copy of the code, run the tests that mirror the file, and see whether one of them fails.
 
     python -m benchmarks.mutants                   # 40 mutants of each file; again with --per-file 80 for more
+    python -m benchmarks.mutants --per-file 0      # only the changes of changes.toml, which a reader made by hand
     python -m benchmarks.mutants --only loop.py    # one file
     python -m benchmarks.mutants --table           # what is known so far, as benchmarks/RESULTS.md shows it
 
@@ -60,7 +61,7 @@ def targets(per_file: int, only: str) -> Iterator[Target]:
         if only in change["file"]:
             yield Target(change["file"], change["tests"], [Mutant(f"by hand: {change['name']}", line, write)])
     for path, tests in FILES.items():
-        if only in path:
+        if per_file and only in path:
             yield Target(path, tests or [mirror(path)], mutants_of((ROOT / path).read_text())[:per_file])
 
 
@@ -126,16 +127,16 @@ class Copy:
 
     def measure(self, tests: list[str]) -> float:
         """Run the tests on the code as it is, import here what they imported, and return how long they take then."""
+        start = time.monotonic()
         if self.run(tests, 600) != "passed":
             raise SystemExit(f"the tests fail without a mistake, see {self.root}/pytest.log: {' '.join(tests)}")
+        seconds = time.monotonic() - start
         for name in json.loads(Path("modules.json").read_text()):
             try:
                 importlib.import_module(name)
             except Exception:  # noqa: S112, BLE001 - a child imports it itself then
                 continue
-        start = time.monotonic()
-        self.run(tests, 600)
-        return time.monotonic() - start
+        return seconds
 
 
 def read_results(path: Path) -> dict[str, dict]:
@@ -158,6 +159,10 @@ def _digest(source: str) -> str:
     return hashlib.sha256(source.encode()).hexdigest()[:16]
 
 
+def _files(target: Target) -> tuple[str, ...]:
+    return tuple(test.partition("::")[0] for test in target.tests)
+
+
 def try_all(work: list[Target], results_path: Path, folder: Path, again: bool) -> None:
     results = read_results(results_path)
     todo = [(target, [x for x in target.mutants if is_open(target, x, results, again)]) for target in work]
@@ -166,14 +171,15 @@ def try_all(work: list[Target], results_path: Path, folder: Path, again: bool) -
         return
     copy, start, done, seconds = Copy(folder), time.monotonic(), 0, {}
     for target, mutants in todo:
-        tests = " ".join(target.tests)
-        if mutants and tests not in seconds:
-            seconds[tests] = copy.measure(target.tests)
+        files = _files(target)
+        if mutants and files not in seconds:
+            together = [test for other, some in todo if some and _files(other) == files for test in other.tests]
+            seconds[files] = copy.measure(list(dict.fromkeys(together)))
         for mutant in mutants:
             source = mutant.write()
             copy.write(target.path, source)
             began = time.monotonic()
-            outcome = copy.run(target.tests, 20 + 5 * seconds[tests])
+            outcome = copy.run(target.tests, 60 + 5 * seconds[files])
             row = {
                 "key": key_of(target.path, mutant),
                 "line": mutant.line,
@@ -216,7 +222,7 @@ def table(work: list[Target], results: dict[str, dict]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--per-file", type=int, default=40, help="mutants of each file (default 40)")
+    parser.add_argument("--per-file", type=int, default=40, help="mutants of each file (default 40); 0: changes.toml")
     parser.add_argument("--only", default="", help="files whose path contains this")
     parser.add_argument("--again", action="store_true", help="try survivors again, after their tests have changed")
     parser.add_argument("--table", action="store_true", help="print what is known and try nothing")

@@ -36,18 +36,6 @@ def warm() -> Trained:
     return train(WARM, 14, [asset(5, size=16)])
 
 
-def test_warm_up_ends_at_the_asset_of_each_particle() -> None:
-    colors = ((0.9, 0.2, 0.4), (0.2, 0.7, 0.9))
-    assets = [tinted(asset(5), colors[0]), tinted(asset(6), colors[1])]
-    config = replace(WARM, num_particles=2, warm_up_steps=80, num_steps=80, lr_encoding=0.2, lr_mlp=0.05)
-    run = train(config, 80, assets)
-    drawn = [int(particle.asset_index) for particle in run.state.particles]
-    assert sorted(drawn) == [0, 1]
-    for particle, index in zip(run.state.particles, drawn, strict=True):
-        middle = particle.render(assets[1 - index].camera, FIELD).rgb[:, 3:5, 3:5].mean(dim=(0, 1, 2))
-        assert middle.tolist() == pytest.approx(colors[index], abs=0.1)
-
-
 def test_warm_up_looks_from_the_assets_cameras_and_later_steps_do_not(warm: Trained) -> None:
     views = asset(5, size=16)
     assert [is_from(camera, views) for camera, _ in warm.renders] == [True] * 10 + [False] * 4
@@ -86,16 +74,6 @@ def test_a_variational_network_in_warm_up_learns_the_asset_as_well(warm: Trained
             assert torch.equal(call.camera.fovy_deg, torch.cat([camera.fovy_deg] * 2))
     blind = train(replace(WARM, variational_sees_assets=False), 3, [asset(5)])
     assert [len(call.t) for call in blind.prior.taught()] == [3] * 3
-
-
-def test_the_networks_mean_in_warm_up_is_between_render_and_asset() -> None:
-    # With everything else at rest, the mean that it learns is that of both.
-    config = replace(WARM, warm_up_steps=60, num_steps=60, lr_encoding=0.0, lr_mlp=0.0, lr_variational=0.05)
-    run = train(config, 60, [asset(5)])
-    ours, theirs = (torch.cat([latents(i) for i in run.prior.images[k::2]]).mean(dim=(0, 2, 3)) for k in (0, 1))
-    assert (ours - theirs).abs().max() > 0.2
-    expected = 0.5 * (ours + theirs)
-    assert run.prior.variational_mean.flatten().tolist() == pytest.approx(expected.tolist(), abs=0.1)
 
 
 def test_the_prior_is_asked_with_the_same_guidance_as_vsd(warm: Trained) -> None:
@@ -186,3 +164,25 @@ def test_other_methods_and_particles_without_assets_are_not_regularised() -> Non
     for method in ("vsd", "sds"):
         assert len(train(replace(DELTA, method=method), 2, [asset(5)]).prior.asked()) == 2
     assert len(train(DELTA, 2).prior.asked()) == 2
+
+
+def test_warm_up_ends_at_the_asset_of_each_particle() -> None:
+    colors = ((0.9, 0.2, 0.4), (0.2, 0.7, 0.9))
+    assets = [tinted(asset(5), colors[0]), tinted(asset(6), colors[1])]
+    config = replace(WARM, num_particles=2, warm_up_steps=80, num_steps=80, lr_encoding=0.2, lr_mlp=0.05)
+    run = train(config, 80, assets)
+    drawn = [int(particle.asset_index) for particle in run.state.particles]
+    assert sorted(drawn) == [0, 1]
+    for particle, index in zip(run.state.particles, drawn, strict=True):
+        middle = particle.render(assets[1 - index].camera, FIELD).rgb[:, 3:5, 3:5].mean(dim=(0, 1, 2))
+        assert middle.tolist() == pytest.approx(colors[index], abs=0.1)
+
+
+def test_the_networks_mean_in_warm_up_is_between_render_and_asset() -> None:
+    # With everything else at rest, the mean that it learns is that of both.
+    config = replace(WARM, warm_up_steps=60, num_steps=60, lr_encoding=0.0, lr_mlp=0.0, lr_variational=0.05)
+    run = train(config, 60, [asset(5)])
+    ours, theirs = (torch.cat([latents(i) for i in run.prior.images[k::2]]).mean(dim=(0, 2, 3)) for k in (0, 1))
+    assert (ours - theirs).abs().max() > 0.2
+    expected = 0.5 * (ours + theirs)
+    assert run.prior.variational_mean.flatten().tolist() == pytest.approx(expected.tolist(), abs=0.1)
