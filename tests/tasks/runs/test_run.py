@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -142,29 +142,55 @@ def test_finished_stage_is_found_after_the_run_unless_it_was_deleted(tmp_path: P
         finished_stage(tmp_path, record, "export")
 
 
-def die_in_a_run(out: Path, uri: str, before: str = "") -> str:
-    """Open a run with a stage in another process, kill that in the middle of it, and return the run's id."""
-    code = f"""
-import os
+DYING = """
+import json, os, sys
 from pathlib import Path
 from redream.presets import smoke
-from tasks.runs.run import open_run
-from tasks.runs.stage import run_stage
 from tasks.machinery.store import stage_key
-{before}
-with open_run("generate", "a red cube", 0, smoke(), {{"prompt": "a red cube"}}, Path({str(out)!r})) as run:
-    run_stage(run, stage_key("render", 1, {{}}, {{}}), {{}}, lambda work: {{"answer": 1}})
-    run_stage(run, stage_key("distill", 1, {{}}, {{}}), {{}}, lambda work: os.kill(os.getpid(), 9))
+from tasks.runs import run as runs
+from tasks.runs.stage import run_stage
+
+def die(*_, **__):
+    os.kill(os.getpid(), 9)
+
+for line in sys.stdin:
+    out, uri, is_early = json.loads(line)
+    if os.fork() == 0:
+        os.dup2(2, 1)  # what the run says is not the answer
+        os.environ |= {"MLFLOW_TRACKING_URI": uri} if uri else {}
+        if is_early:
+            runs.Tracker.create = die
+        with runs.open_run("generate", "a red cube", 0, smoke(), {"prompt": "a red cube"}, Path(out)) as run:
+            run_stage(run, stage_key("render", 1, {}, {}), {}, lambda work: {"answer": 1})
+            run_stage(run, stage_key("distill", 1, {}, {}), {}, die)
+        os._exit(1)
+    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
 """
-    ended = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "MLFLOW_TRACKING_URI": uri}, capture_output=True, check=False
-    )
-    assert ended.returncode == -9, ended.stderr
-    (record,) = list_runs(out)
-    return record["run_id"]
 
 
-def test_run_whose_process_was_killed_has_crashed(tmp_path: Path, tracking_uri: str) -> None:
+@pytest.fixture(scope="module")
+def die_in_a_run() -> Iterator[Callable[..., str]]:
+    """Yield a function that opens a run in another process, kills that in its second stage and returns the run's id.
+
+    Each dies in a fork of one process, since importing what a run needs takes seconds.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    command = [sys.executable, "-c", DYING]
+    with subprocess.Popen(
+        command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+
+        def die(out: Path, uri: str = "", is_early: bool = False) -> str:
+            print(json.dumps([str(out), uri, is_early]), file=process.stdin, flush=True)
+            assert process.stdout.readline().strip() == "-9"
+            (record,) = list_runs(out)
+            return record["run_id"]
+
+        yield die
+
+
+def test_run_whose_process_was_killed_has_crashed(die_in_a_run, tmp_path: Path, tracking_uri: str) -> None:
     record = read_run(tmp_path, die_in_a_run(tmp_path, tracking_uri))
     assert record["state"] == "crashed"
     assert {name: entry["state"] for name, entry in record["stages"].items()} == {
@@ -179,7 +205,7 @@ def test_run_whose_process_was_killed_has_crashed(tmp_path: Path, tracking_uri: 
     assert read_run(tmp_path, record["run_id"])["state"] == "crashed"
 
 
-def test_next_run_closes_the_one_that_crashed(tmp_path: Path, tracking_uri: str) -> None:
+def test_next_run_closes_the_one_that_crashed(die_in_a_run, tmp_path: Path, tracking_uri: str) -> None:
     crashed = read_run(tmp_path, die_in_a_run(tmp_path, tracking_uri))
     (tmp_path / "runs/damaged").mkdir()
     (tmp_path / "runs/damaged/run.json").write_text('{"state": "running"')
@@ -189,7 +215,7 @@ def test_next_run_closes_the_one_that_crashed(tmp_path: Path, tracking_uri: str)
 
 
 def test_run_that_crashed_before_its_folder_was_moved_is_in_nobody_s_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    die_in_a_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     crashed = die_in_a_run(tmp_path / "before", f"sqlite:///{tmp_path / 'before' / 'mlflow.db'}")
@@ -199,9 +225,8 @@ def test_run_that_crashed_before_its_folder_was_moved_is_in_nobody_s_way(
     assert not (tmp_path / "before" / "mlflow.db").exists()
 
 
-def test_run_that_dies_before_mlflow_knows_it_has_a_record(tmp_path: Path, tracking_uri: str) -> None:
-    before = "import tasks.runs.run; tasks.runs.run.Tracker.create = lambda *_, **__: os.kill(os.getpid(), 9)"
-    crashed = read_run(tmp_path, die_in_a_run(tmp_path, tracking_uri, before))
+def test_run_that_dies_before_mlflow_knows_it_has_a_record(die_in_a_run, tmp_path: Path, tracking_uri: str) -> None:
+    crashed = read_run(tmp_path, die_in_a_run(tmp_path, tracking_uri, is_early=True))
     assert (crashed["state"], crashed["stages"]) == ("crashed", {})
     one_run(tmp_path)  # closes it, and finds nothing to close in MLflow
 
