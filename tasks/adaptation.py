@@ -6,6 +6,7 @@ of the prompt for each view prefix, before and after.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ from prefect.cache_policies import NO_CACHE
 from redream.seeds import stage_seed
 from redream.settings import RunConfig
 from redream.weights import weights_digest
+from tasks.machinery.progress import stopping_inside_steps
+from tasks.machinery.shared_prior import shared_prior
 from tasks.machinery.store import Output, stage_key
 from tasks.rendering import load_all_views
 from tasks.runs.run import Run
@@ -24,13 +27,12 @@ from tasks.runs.stage import (
     Work,
     is_passing,
     loading,
-    primed,
     run_stage,
     share_cores,
 )
 
 if TYPE_CHECKING:
-    from redream.prior.adaptation import AdaptStep
+    from redream.prior.adaptation import AdaptStep, Progress
     from redream.prior.stable_diffusion import StableDiffusionPrior
 
 STAGE_VERSION = 1
@@ -46,13 +48,13 @@ VIEW_NAMING = ("front_within_deg", "back_within_deg", "overhead_above_deg")
 )
 def adapt(run: Run, views: Output, config: RunConfig, num_concurrent: int) -> Output:
     """Adapt the prior to the assets' views and captions."""
-    inputs = {"views": views.digest, "prior": weights_digest(config.prior.model)}
+    inputs = {"views": views.digest, "prior": weights_digest(config.prior.model, config.prior.config)}
     settings = {
         "adaptation": config.adaptation,
         # The cameras came with the views; only the names of views are new.
         "camera": {name: getattr(config.camera, name) for name in VIEW_NAMING},
         "background_grey": config.distill.background_grey,
-        "dtype": config.prior.dtype,
+        **config.prior.identity(),
         "prompt": run.prompt,
         "seed": run.seed,
     }
@@ -62,31 +64,29 @@ def adapt(run: Run, views: Output, config: RunConfig, num_concurrent: int) -> Ou
             import torch
 
             from redream.prior.adaptation import adapt_prior
-            from redream.prior.stable_diffusion import StableDiffusionPrior
 
         share_cores(num_concurrent)
         with loading:
-            prior = StableDiffusionPrior(config.prior, work.device)
-        _save_samples(prior, run, config, work, "before")
-        generator = torch.Generator().manual_seed(stage_seed(run.seed, "adapt"))
-        with loading:
-            steps = primed(
-                adapt_prior(
-                    prior,
-                    load_all_views(views),
-                    views.result["captions"],
-                    config.adaptation,
-                    config.camera,
-                    config.distill.background_grey,
-                    generator,
-                )
+            prior = shared_prior(config.prior, work.device)
+        with stopping_inside_steps(work.device):
+            _save_samples(prior, run, config, work, "before")
+            steps = adapt_prior(
+                prior,
+                load_all_views(views),
+                views.result["captions"],
+                config.adaptation,
+                config.camera,
+                config.distill.background_grey,
+                torch.Generator().manual_seed(stage_seed(run.seed, "adapt")),
+                progress=_progress(work),
+                extending=loading,
             )
-        for step in work.follow(steps, 1 + config.adaptation.num_steps, _figures):
-            work.metrics["num_steps"] = step.step
-            if step.is_best and step.held_out_loss is not None:
-                work.metrics["held_out_loss"] = step.held_out_loss
-        prior.save_adapter(work.folder / "adapter")
-        _save_samples(prior, run, config, work, "after")
+            for step in work.follow(steps, 1 + config.adaptation.num_steps, _figures):
+                work.metrics["num_steps"] = step.step
+                if step.is_best and step.held_out_loss is not None:
+                    work.metrics["held_out_loss"] = step.held_out_loss
+            prior.save_adapter(work.folder / "adapter")
+            _save_samples(prior, run, config, work, "after")
         work.tracker.log_artifacts([work.folder / "adapter"])
         return {"num_steps": int(work.metrics["num_steps"])}
 
@@ -94,8 +94,14 @@ def adapt(run: Run, views: Output, config: RunConfig, num_concurrent: int) -> Ou
     return run_stage(run, key, asdict(config.adaptation), produce, needs="training")
 
 
+def _progress(work: Work) -> Progress:
+    return lambda items, label: work.track(items, len(items), f"{work.stage}: {label}")
+
+
 def _figures(step: AdaptStep) -> dict[str, float | None]:
-    return {"loss": step.loss, "held_out_loss": step.held_out_loss}
+    skipped = float(step.num_skipped) if step.num_skipped else None
+    loss = step.loss if math.isfinite(step.loss) else None
+    return {"loss": loss, "held_out_loss": step.held_out_loss, "skipped": skipped}
 
 
 def _save_samples(prior: StableDiffusionPrior, run: Run, config: RunConfig, work: Work, moment: str) -> None:
@@ -108,7 +114,7 @@ def _save_samples(prior: StableDiffusionPrior, run: Run, config: RunConfig, work
     if config.adaptation.num_samples_per_view == 0:
         return
     seed = stage_seed(run.seed, "samples")
-    images = sample_views(prior, run.prompt, config.adaptation, seed)
+    images = sample_views(prior, run.prompt, config.adaptation, seed, _progress(work))
     rows = to_rgb(images).split(config.adaptation.num_samples_per_view)
     for view, row in zip(VIEW_NAMES, rows, strict=False):  # nothing is drawn from overhead
         grid = image_grid(row, columns=len(row))

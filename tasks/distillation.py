@@ -7,7 +7,9 @@ and start from it after they were killed.
 
 from __future__ import annotations
 
+import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +21,8 @@ from redream.methods import METHODS, unused_settings
 from redream.seeds import stage_seed
 from redream.settings import DistillConfig, FieldConfig, RunConfig
 from redream.weights import weights_digest
-from tasks.machinery.progress import Stopped
+from tasks.machinery.progress import Stopped, StoppedInside, stopping_inside_steps
+from tasks.machinery.shared_prior import forget_prior, shared_prior
 from tasks.machinery.store import Output, StageKey, stage_key
 from tasks.rendering import load_all_views
 from tasks.runs.run import Run
@@ -62,7 +65,9 @@ def warm_up(run: Run, views: Output, config: RunConfig, num_concurrent: int) -> 
 
     def produce(work: Work) -> dict[str, object]:
         share_cores(num_concurrent)
-        return _distill(run, config, work, views, start=None, adapter=None, until_step=config.distill.warm_up_steps)
+        end = config.distill.warm_up_steps
+        with stopping_inside_steps(work.device):
+            return _distill(run, config, work, views, start=None, adapter=None, until_step=end)
 
     return run_stage(run, key, {**asdict(config.distill), **asdict(config.field)}, produce, needs="training")
 
@@ -81,7 +86,12 @@ def distill(run: Run, views: Output | None, warm: Output | None, adapter: Output
 
     def produce(work: Work) -> dict[str, object]:
         share_cores(1)
-        return _distill(run, config, work, views, start=warm, adapter=adapter, until_step=config.distill.num_steps)
+        end = config.distill.num_steps
+        try:
+            with stopping_inside_steps(work.device):
+                return _distill(run, config, work, views, start=warm, adapter=adapter, until_step=end)
+        finally:
+            forget_prior()  # no later stage uses it
 
     key = _key("distill", run, config, reaching_settings(config.distill, "distill"), inputs)
     return run_stage(run, key, {**asdict(config.distill), **asdict(config.field)}, produce, needs="training")
@@ -139,12 +149,14 @@ def _key(stage: str, run: Run, config: RunConfig, distill: dict[str, Any], input
         "distill": distill,
         "field": config.field.identity(),
         "camera": config.camera,
-        "dtype": config.prior.dtype,
+        **config.prior.identity(),
         "prompt": run.prompt,
         "seed": run.seed,
         **own_settings(config),
     }
-    return stage_key(stage, STAGE_VERSION, settings, {**inputs, "prior": weights_digest(config.prior.model)})
+    return stage_key(
+        stage, STAGE_VERSION, settings, {**inputs, "prior": weights_digest(config.prior.model, config.prior.config)}
+    )
 
 
 def _distill(
@@ -160,11 +172,11 @@ def _distill(
         from safetensors.torch import save_file
 
         from redream.distill import loop
-        from redream.prior.stable_diffusion import StableDiffusionPrior
+        from redream.distill.state import write_checkpoint
 
     assets = load_all_views(views) if views is not None else []
     with loading:
-        prior = StableDiffusionPrior(config.prior, work.device)
+        prior = shared_prior(config.prior, work.device)
         if adapter is not None:
             prior.load_adapter(adapter.path("adapter"))
         state = loop.create_state(prior, assets, config.distill, config.field, stage_seed(run.seed, "distill"))
@@ -177,18 +189,23 @@ def _distill(
     steps = loop.distill(
         state, prior, run.prompt, assets, config.distill, config.field, config.camera, until_step, config.own
     )
-    saved = time.monotonic()
+    saved, saving = time.monotonic(), None
     preview_every = max(1, (until_step - begin) // NUM_PREVIEWS)
-    try:
-        for step in work.follow(steps, until_step - begin, _figures):
-            if step.step % preview_every == 0:
-                _save_preview(run, state, config, work, step.step)
-            if time.monotonic() - saved >= CHECKPOINT_EVERY_SECONDS:
-                state.save(work.checkpoint / "state")
-                saved = time.monotonic()
-    except Stopped:  # raised between two steps
-        state.save(work.checkpoint / "state")
-        raise
+    with ThreadPoolExecutor(max_workers=1) as writer:  # checkpoints are written while the run goes on
+        try:
+            for step in work.follow(steps, until_step - begin, _figures):
+                if step.step % preview_every == 0:
+                    _save_preview(run, state, config, work, step.step)
+                if time.monotonic() - saved >= CHECKPOINT_EVERY_SECONDS:
+                    if saving is not None:
+                        saving.result()  # raises what went wrong there
+                    saving = writer.submit(write_checkpoint, state.snapshot(), work.checkpoint / "state")
+                    saved = time.monotonic()
+        except StoppedInside:
+            raise  # the last checkpoint stands
+        except Stopped:  # raised between two steps
+            writer.submit(state.save, work.checkpoint / "state").result()  # after the one that is being written
+            raise
     state.save(work.folder / "state")
     for number, particle in enumerate(state.particles):  # for other programs: the state holds optimisers too
         save_file(particle.state_dict(), work.folder / f"particle_{number}.safetensors")
@@ -199,7 +216,9 @@ def _distill(
 
 def _figures(step: DistillStep) -> dict[str, float]:
     mean_t = sum(step.t) / len(step.t)
-    return {**step.losses, "grad_norm": step.grad_norm, "t": mean_t, "particle": float(step.particle)}
+    skipped = {"skipped": float(step.num_skipped)} if step.num_skipped else {}
+    grad_norm = {"grad_norm": step.grad_norm} if math.isfinite(step.grad_norm) else {}
+    return {**step.losses, **grad_norm, "t": mean_t, "particle": float(step.particle), **skipped}
 
 
 def _save_preview(run: Run, state: DistillState, config: RunConfig, work: Work, step: int) -> None:

@@ -7,12 +7,13 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
+from flows.command.findings import Finding
+from flows.command.weights import check_weights
 from flows.processes.environment import read_serving
 from flows.service.addresses import (
     BATCH_POOL,
@@ -25,8 +26,8 @@ from flows.service.addresses import (
     num_workers,
 )
 from redream.interpreter import python_command
-from redream.presets import PRESETS
-from redream.weights import MINI_WEIGHTS, weights_path
+from redream.settings import RunConfig
+from redream.weights import MINI_WEIGHTS
 from tasks.machinery.devices import (
     FULL_SIZE_GIB,
     SMALL_GIB,
@@ -34,6 +35,7 @@ from tasks.machinery.devices import (
     find_gpus,
     free_memory,
     is_exclusive,
+    needed_gib,
     present_gpus,
     why_not_runs,
 )
@@ -52,26 +54,17 @@ KEEPER_SILENT_SECONDS = 120  # it says every half a minute that it lives
 MINI_MODELS = ("prior", "clip-retrieval", "clip-eval-a", "clip-eval-b", "perceptual-a", "perceptual-b", "judge")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Finding:
-    """`missing` is needed by the default preset, `optional` only makes something faster or possible."""
-
-    name: str
-    state: Literal["ok", "missing", "optional"]
-    found: str
-    remedy: str = ""
-
-
-def examine(out: Path) -> list[Finding]:
-    """Look at the machine, and at the servers that commands with this output folder would use."""
+def examine(out: Path, config: RunConfig) -> list[Finding]:
+    """Look at the machine, a preset's weights, and the servers that commands with this output folder would use."""
     checks: list[Callable[[], Finding]] = [
         check_gl,
         check_scann,
         check_orchestration,
         check_mini_weights,
-        check_real_weights,
     ]
-    return [check_machine(), *check_gpus(), *(check() for check in checks), *check_databases(out), *check_servers(out)]
+    weights = [] if config.prior.model.startswith("mini:") else check_weights(config)
+    found = [check_machine(), *check_gpus(needed_gib(config)), *(check() for check in checks), *weights]
+    return [*found, *check_databases(out), *check_servers(out)]
 
 
 def check_machine() -> Finding:
@@ -90,19 +83,27 @@ def check_machine() -> Finding:
     return Finding(name="machine", state="ok", found=found)
 
 
-def check_gpus() -> list[Finding]:
-    """Say of each GPU whether torch can use it, and if any can be, what computes the field there."""
+def check_gpus(needed: float = SMALL_GIB) -> list[Finding]:
+    """Say of each GPU whether torch can use it, and if any can be, what computes the field there.
+
+    Args:
+        needed: memory of a GPU that the preset takes, GiB; above that of the miniature it is no choice but a need.
+    """
     devices = find_gpus()
-    found = [_check_gpu(gpu) for gpu in devices.gpus]
+    found = [_check_gpu(gpu, needed) for gpu in devices.gpus]
     found += [
-        Finding(name="GPU", state="optional", found=lack.found, remedy=lack.remedy or NEEDS_A_GPU)
+        Finding(name="GPU", state=_state(needed), found=lack.found, remedy=lack.remedy or NEEDS_A_GPU)
         for lack in devices.lacks
     ]
     working = next((gpu for gpu, finding in zip(devices.gpus, found, strict=False) if finding.state == "ok"), None)
     return [*found, *(_check_field(working) if working is not None else [])]
 
 
-def _check_gpu(gpu: Gpu) -> Finding:
+def _state(needed: float) -> Literal["missing", "optional"]:
+    return "missing" if needed > SMALL_GIB else "optional"
+
+
+def _check_gpu(gpu: Gpu, needed: float) -> Finding:
     if trouble := why_not_runs(gpu):
         if is_exclusive(trouble):
             found, remedy = f"{gpu}: another process has it for itself ({trouble})", "wait until that process ends"
@@ -111,7 +112,7 @@ def _check_gpu(gpu: Gpu) -> Finding:
         return Finding(name="GPU", state="optional", found=found, remedy=remedy)
     memory = free_memory(gpu)
     if gpu.gib < FULL_SIZE_GIB:
-        state, remedy = "optional" if gpu.gib < SMALL_GIB else "ok", NEEDS_A_GPU
+        state, remedy = _state(needed) if gpu.gib < needed else "ok", NEEDS_A_GPU
         return Finding(name="GPU", state=state, found=f"{gpu}, {memory}", remedy=remedy)
     return Finding(name="GPU", state="ok", found=f"{gpu}, {memory}")
 
@@ -198,22 +199,6 @@ def check_mini_weights() -> Finding:
         )
     size = sum(path.stat().st_size for path in MINI_WEIGHTS.rglob("*") if path.is_file())
     return Finding(name="mini weights", state="ok", found=f"{len(MINI_MODELS)} models, {size / 1e6:.0f} MB")
-
-
-def check_real_weights() -> Finding:
-    """Look for the weights of `sd21` on this machine, without asking any hub."""
-    model = PRESETS["sd21"]().prior.model
-    name, _, _ = weights_path(model).partition("@")
-    cache = Path(os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME", "~/.cache/huggingface")) / "hub")
-    folder = cache.expanduser() / f"models--{name.replace('/', '--')}"
-    if Path(name).is_dir() or folder.is_dir():
-        return Finding(name="sd21 weights", state="ok", found=str(folder if folder.is_dir() else name))
-    return Finding(
-        name="sd21 weights",
-        state="optional",
-        found=f"{name} is not on this machine",
-        remedy="the sd21 preset downloads it from the hub on first use, or takes a local folder: --set prior.model=DIR",
-    )
 
 
 def check_databases(out: Path) -> list[Finding]:

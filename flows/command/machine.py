@@ -10,14 +10,16 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from flows.command.options import AsJson, Out
+from flows.command.options import AsJson, Out, Preset, Settings
 from flows.command.running import print_json
 from flows.command.tables import (
     console,
 )
 from flows.requests.request import (
     DEFAULT_OUT,
+    checked_config,
     checked_out,
+    parsed_settings,
 )
 
 
@@ -39,11 +41,11 @@ def serve(
     serve_all(checked_serving(asked, os.environ), lambda line: print(line, flush=True))
 
 
-def doctor(out: Out = DEFAULT_OUT, as_json: AsJson = False) -> None:
-    """Say what this machine has and what runs, and what to do about what is lacking."""
+def doctor(preset: Preset = "mini", settings: Settings = [], out: Out = DEFAULT_OUT, as_json: AsJson = False) -> None:
+    """Say what this machine has for a preset and what runs, and what to do about what is lacking."""
     from flows.command.doctor import examine
 
-    findings = examine(Path(out).absolute())
+    findings = examine(Path(out).absolute(), checked_config(preset, "redream", parsed_settings(settings)))
     if as_json:
         print_json([asdict(finding) for finding in findings])
     else:

@@ -21,6 +21,7 @@ from typing import Any
 from redream.methods import unused_settings, users_of
 from redream.overrides import with_overrides
 from redream.presets import PRESETS
+from redream.prior.layouts import refuse_other_models
 from redream.records import MESH_SUFFIXES
 from redream.settings import Method, RunConfig
 from redream.weights import clip_identity, weights_path
@@ -151,7 +152,7 @@ def _listed(methods: Sequence[str]) -> str:
 
 
 def checked_weights(config: RunConfig) -> None:
-    """Refuse names of miniature weights that do not exist."""
+    """Refuse names of miniature weights that do not exist, and priors that are another kind of model."""
     for model in (
         config.prior.model,
         config.retrieval.clip_model,
@@ -159,6 +160,7 @@ def checked_weights(config: RunConfig) -> None:
         *config.evaluation.lpips_backbones,
     ):
         weights_path(model)
+    refuse_other_models(config.prior.model, config.prior.config)
 
 
 def parsed_settings(assignments: Sequence[str]) -> dict[str, Any]:

@@ -11,14 +11,14 @@ adaptation, and a second call continues from its state with the adapted one. Eve
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from redream.distill.methods.method import Method
+from redream.devices import in_smaller_chunks
+from redream.distill.methods.method import Method, Scored
 from redream.distill.methods.table import METHODS
 from redream.distill.particle import Particle
 from redream.distill.state import DistillState
@@ -26,10 +26,15 @@ from redream.distill.step import Inputs, Turn
 from redream.field.occupancy import OccupancyGrid, visual_hull
 from redream.field.radiance_field import RadianceField
 from redream.method_settings import MethodSettings
+from redream.prior.precision import LossScale, gradient_norm
 from redream.prior.stable_diffusion import StableDiffusionPrior
 from redream.render.mesh import AssetViews
 from redream.render.volume import step_length
 from redream.settings import CameraConfig, DistillConfig, FieldConfig
+
+LEAST_SAMPLES = 2**12  # at once: where fewer do not fit either, something else holds the memory
+ALL_ACTIVATIONS = 2  # kept for the backward pass; 1 is a part of them, and the others are computed again
+NORM = "gradient's norm"
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -38,13 +43,17 @@ class NonFiniteLoss(FloatingPointError):
 
 @dataclass(frozen=True)
 class DistillStep:
-    """What happened in one step; losses by name, `t` the timesteps that were looked at."""
+    """What happened in one step; losses by name, `t` the timesteps that were looked at.
+
+    `num_skipped` counts the updates so far that overflowed in float16 and were left out.
+    """
 
     step: int
     particle: int
     t: tuple[int, ...]
     losses: dict[str, float]
     grad_norm: float
+    num_skipped: int = 0
 
 
 def create_state(
@@ -76,7 +85,8 @@ def create_state(
     if (add_network := METHODS[config.method].add_network) is not None:
         variational = add_network(prior, config, generator)
         variational_optimizer = torch.optim.AdamW(variational, lr=config.lr_variational, weight_decay=0.0)
-    return DistillState(particles, optimizers, variational, variational_optimizer, generator)
+    scales = LossScale(prior.dtype), LossScale(prior.dtype)
+    return DistillState(particles, optimizers, variational, variational_optimizer, generator, *scales)
 
 
 def distill(
@@ -113,25 +123,72 @@ def _step(state: DistillState, inputs: Inputs, method: Method, assets: list[Asse
     particle, optimizer = state.particles[index], state.optimizers[index]
     turn = Turn(step, particle, assets[index], generator)
 
-    scored = method.score(inputs, turn)
-    optimizer.zero_grad(set_to_none=True)
-    torch.stack(list(scored.losses.values())).sum().backward()
-    values = _read_finite({**scored.losses, "gradient's norm": _grad_norm(particle.field)}, step, scored.t)
-    grad_norm = values.pop("gradient's norm")
-    optimizer.step()
+    scored = _move_particle(state, inputs, method, turn, optimizer)
+    values = _read_losses(scored.losses, list(particle.field.parameters()), step, scored.t, state.field_scale)
+    grad_norm = values.pop(NORM)
+    if not state.field_scale.must_skip(_all_finite(*values.values(), grad_norm)):
+        optimizer.step()
 
     if method.network_loss is not None:
-        assert state.variational_optimizer is not None
-        loss = method.network_loss(inputs, turn, scored)
-        state.variational_optimizer.zero_grad()
-        loss.backward()
-        state.variational_optimizer.step()
-        values |= _read_finite({"variational": loss}, step, scored.t)
+        values |= _train_network(state, inputs, method.network_loss, turn, scored)
     if (step + 1) % inputs.config.occupancy_every == 0:
         interval = step_length(inputs.field_config.radius, inputs.field_config.num_samples_per_ray)
         particle.occupancy.update(particle.field.density, interval, generator)
     state.step += 1
-    return DistillStep(state.step, index, tuple(scored.t.tolist()), values, grad_norm)
+    num_skipped = state.field_scale.num_skipped + state.variational_scale.num_skipped
+    finite = {name: value for name, value in values.items() if math.isfinite(value)}
+    return DistillStep(state.step, index, tuple(scored.t.tolist()), finite, grad_norm, num_skipped)
+
+
+def _move_particle(
+    state: DistillState, inputs: Inputs, method: Method, turn: Turn, optimizer: torch.optim.Optimizer
+) -> Scored:
+    """Compute the gradients of a particle's field, in smaller chunks where the GPU's memory runs out."""
+    drawn, given = state.generator.get_state(), inputs.field_config.samples_per_chunk
+    field = list(turn.particle.field.parameters())
+
+    def attempt(samples_per_chunk: int) -> Scored:
+        if samples_per_chunk < given:
+            inputs.prior.save_memory()
+        state.generator.set_state(drawn)
+        chunked = replace(inputs.field_config, samples_per_chunk=samples_per_chunk)
+        scored = method.score(replace(inputs, field_config=chunked), turn)
+        optimizer.zero_grad(set_to_none=True)
+        state.field_scale.backward(torch.stack(list(scored.losses.values())).sum())
+        state.field_scale.unscale(field)
+        return scored
+
+    scored, state.samples_per_chunk = in_smaller_chunks(attempt, state.samples_per_chunk or given, LEAST_SAMPLES)
+    return scored
+
+
+def _train_network(
+    state: DistillState,
+    inputs: Inputs,
+    network_loss: Callable[[Inputs, Turn, Scored], Tensor],
+    turn: Turn,
+    scored: Scored,
+) -> dict[str, float]:
+    """Move the method's own network by one step; where the GPU's memory runs out, with fewer activations."""
+    optimizer, scale, drawn = state.variational_optimizer, state.variational_scale, state.generator.get_state()
+    assert optimizer is not None
+
+    def attempt(activations: int) -> Tensor:
+        if activations < ALL_ACTIVATIONS:
+            inputs.prior.save_memory()
+        state.generator.set_state(drawn)
+        loss = network_loss(inputs, turn, scored)
+        optimizer.zero_grad()
+        scale.backward(loss)
+        scale.unscale(state.variational)
+        return loss.detach()
+
+    loss, _ = in_smaller_chunks(attempt, ALL_ACTIVATIONS, least=1)
+    of_gradient = state.variational if scale.is_used else ()
+    values = _read_losses({"variational": loss}, of_gradient, state.step, scored.t, scale)
+    if not scale.must_skip(_all_finite(*values.values())):
+        optimizer.step()
+    return {"variational": values["variational"]}
 
 
 def _field_optimizer(field: RadianceField, config: DistillConfig) -> torch.optim.Optimizer:
@@ -143,15 +200,22 @@ def _field_optimizer(field: RadianceField, config: DistillConfig) -> torch.optim
     return torch.optim.AdamW(groups, betas=(0.9, 0.99), eps=1e-15, fused=True)
 
 
-def _read_finite(losses: dict[str, Tensor], step: int, t: Tensor) -> dict[str, float]:
-    """Read all losses at once, which waits for a GPU once."""
-    values = torch.stack([loss.detach().float() for loss in losses.values()]).tolist()
-    for name, value in zip(losses, values, strict=True):
-        if not math.isfinite(value):
+def _read_losses(
+    losses: dict[str, Tensor], trained: Sequence[nn.Parameter], step: int, t: Tensor, scale: LossScale
+) -> dict[str, float]:
+    """Read losses and the norm of the gradient at once, which waits for a GPU once.
+
+    Raises:
+        NonFiniteLoss: one is not finite, and no loss scale is there that could be the reason.
+    """
+    norm = {NORM: gradient_norm(trained)} if trained else {}
+    found = {**losses, **norm}
+    values = torch.stack([loss.detach().float() for loss in found.values()]).tolist()
+    for name, value in zip(found, values, strict=True):
+        if not math.isfinite(value) and not scale.is_used:
             raise NonFiniteLoss(f"the {name} loss is {value} at step {step}, t = {t.tolist()}")
-    return dict(zip(losses, values, strict=True))
+    return dict(zip(found, values, strict=True))
 
 
-def _grad_norm(field: RadianceField) -> Float[Tensor, ""]:
-    grads = [parameter.grad for parameter in field.parameters() if parameter.grad is not None]
-    return torch.stack([grad.norm() for grad in grads]).norm()
+def _all_finite(*values: float) -> bool:
+    return all(math.isfinite(value) for value in values)

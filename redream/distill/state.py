@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from redream.distill.particle import CHECKPOINT, Particle
 from redream.files import put_in_place
+from redream.prior.precision import LossScale
 
 
 @dataclass(eq=False)
@@ -21,14 +23,14 @@ class DistillState:
     variational: list[nn.Parameter]  # empty for methods that train nothing besides the particles
     variational_optimizer: torch.optim.Optimizer | None
     generator: torch.Generator
+    field_scale: LossScale
+    variational_scale: LossScale
     step: int = 0
+    samples_per_chunk: int = 0  # that fitted into the GPU's memory; 0 as the settings say
 
-    def save(self, folder: Path | str) -> None:
-        """Write the checkpoint; the old one stays until the new one is whole."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f"{CHECKPOINT}.part"
-        torch.save(
+    def snapshot(self) -> dict[str, Any]:
+        """Copy all of it to the CPU, which takes a moment; the run may go on while `write_checkpoint` takes longer."""
+        return _copied_to_cpu(
             {
                 "step": self.step,
                 "particles": [particle.state_dict() for particle in self.particles],
@@ -36,10 +38,12 @@ class DistillState:
                 "variational": [parameter.detach() for parameter in self.variational],
                 "variational_optimizer": self.variational_optimizer and self.variational_optimizer.state_dict(),
                 "generator": self.generator.get_state(),
-            },
-            temporary,
+                "loss_scales": [self.field_scale.state_dict(), self.variational_scale.state_dict()],
+            }
         )
-        put_in_place(temporary, folder / CHECKPOINT)
+
+    def save(self, folder: Path | str) -> None:
+        write_checkpoint(self.snapshot(), folder)
 
     def load(self, folder: Path | str) -> None:
         """Continue from a checkpoint of the same settings."""
@@ -54,5 +58,24 @@ class DistillState:
                 parameter.copy_(value)
         if self.variational_optimizer is not None:
             self.variational_optimizer.load_state_dict(saved["variational_optimizer"])
+        for scale, state in zip((self.field_scale, self.variational_scale), saved.get("loss_scales", ())):
+            scale.load_state_dict(state)
         self.generator.set_state(saved["generator"])
         self.step = saved["step"]
+
+
+def write_checkpoint(snapshot: dict[str, Any], folder: Path | str) -> None:
+    """Write a state's snapshot; the old checkpoint stays until the new one is whole."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f"{CHECKPOINT}.part"
+    torch.save(snapshot, temporary)
+    put_in_place(temporary, folder / CHECKPOINT)
+
+
+def _copied_to_cpu(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied_to_cpu(item) for key, item in value.items()}
+    return [_copied_to_cpu(item) for item in value] if isinstance(value, list) else value

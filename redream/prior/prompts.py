@@ -57,7 +57,7 @@ class ViewPrefixes(nn.Module):
         # A shorter prefix is filled up at its end with its last word ("of"), which changes nothing of its meaning.
         padded = torch.tensor([row + row[-1:] * (longest - len(row)) for row in ids])
         with torch.no_grad():
-            return cls(text_encoder.get_input_embeddings()(padded.to(text_encoder.device)))
+            return cls(text_encoder.get_input_embeddings()(padded.to(text_encoder.device)).float())
 
 
 def embed_prompts(

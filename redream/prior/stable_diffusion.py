@@ -10,12 +10,12 @@ Legend: alpha_t = sqrt(alphas_cumprod[t]), sigma_t = sqrt(1 - alphas_cumprod[t])
 
 from __future__ import annotations
 
+import copy
+import warnings
 from pathlib import Path
 
 import torch
-import transformers
 from diffusers import StableDiffusionPipeline
-from diffusers.utils import logging as diffusers_logging
 from jaxtyping import Float, Int
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
@@ -25,11 +25,11 @@ from torch.nn import functional as F
 
 from redream.cameras import Camera
 from redream.devices import send
-from redream.prior import patch_codec
+from redream.prior.frozen import FrozenModel, decoder_of, sharing_tensors
 from redream.prior.guidance import classifier_free_guidance
+from redream.prior.precision import computing_in
 from redream.prior.prompts import VIEW_NAMES, PromptEmbeds, ViewPrefixes, embed_prompts
 from redream.settings import PriorConfig
-from redream.weights import weights_path
 
 ADAPTER, VARIATIONAL = "adapter", "variational"
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # every attention projection, as usual for few-shot LoRA
@@ -40,53 +40,28 @@ PIXELS_PER_PASS = 2**18  # through the codec at once where memory counts: one im
 class StableDiffusionPrior:
     """A frozen diffusion prior with room for the two LoRAs; images are [0, 1], latents `x_0` are scaled."""
 
-    def __init__(self, config: PriorConfig, device: torch.device | str = "cpu") -> None:
-        """Load the model.
+    def __init__(
+        self, config: PriorConfig, device: torch.device | str = "cpu", frozen: FrozenModel | None = None
+    ) -> None:
+        """Build on a frozen model, which is loaded if none is given.
 
         Raises:
-            ValueError: neither a folder nor a hub id that can be reached.
+            ValueError: the model is not there or of another kind.
         """
-        assert patch_codec  # diffusers loads the miniature's codec only from a module that is already imported
-        diffusers_logging.disable_progress_bar()
-        diffusers_logging.set_verbosity_error()  # it warns that our codec is no AutoencoderKL
-        transformers.utils.logging.disable_progress_bar()
-        path, _, revision = weights_path(config.model).partition("@")
-        try:
-            pipeline = StableDiffusionPipeline.from_pretrained(
-                path,
-                revision=revision or None,
-                dtype=getattr(torch, config.dtype),
-                use_safetensors=True,
-                safety_checker=None,
-                requires_safety_checker=False,
-            )
-        except OSError as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(
-                f"cannot load the prior {config.model!r} ({reason}); set prior.model to a folder in "
-                "diffusers' form or to a hub id that this machine can reach"
-            ) from error
+        self._frozen = frozen or FrozenModel(config, device)
         self.model = config.model
-        self.device = torch.device(device)
-        self.pipeline = pipeline.to(self.device)
-        for network in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-            network.requires_grad_(False)
-            network.eval()
-        self.unet, self.vae = pipeline.unet, pipeline.vae
-        self.tokenizer, self.text_encoder = pipeline.tokenizer, pipeline.text_encoder
-        # The miniature's codec encodes and decodes with the same weights and has no such parts.
-        self._decoder = [part for name, part in self.vae.named_children() if name in ("decoder", "post_quant_conv")]
-        self.alphas_cumprod: Float[Tensor, " timesteps"] = pipeline.scheduler.alphas_cumprod.to(self.device)
-        self.prediction_type: str = pipeline.scheduler.config.prediction_type
-        if self.prediction_type not in ("epsilon", "v_prediction", "sample"):
-            raise ValueError(
-                f"the prior {config.model!r} predicts {self.prediction_type!r}; epsilon, v_prediction and "
-                "sample are supported"
-            )
-        self.image_size: int = self.unet.config.sample_size * pipeline.vae_scale_factor  # pixels
+        self.device, self.dtype = self._frozen.device, self._frozen.dtype
+        self.unet, self.vae = sharing_tensors(self._frozen.unet), sharing_tensors(self._frozen.vae)
+        self.tokenizer, self.text_encoder = self._frozen.tokenizer, sharing_tensors(self._frozen.text_encoder)
+        self.scheduler = self._frozen.scheduler
+        if config.save_memory:
+            self.save_memory()
+        self.alphas_cumprod: Float[Tensor, " timesteps"] = self.scheduler.alphas_cumprod.to(self.device)
+        self.prediction_type = self._frozen.prediction_type
+        # The name of AutoencoderKL's setting tells how far any codec scales down.
+        self.image_size: int = self.unet.config.sample_size * 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.prefixes: ViewPrefixes | None = None
         self._active: str | None = None
-        self._is_resting = False
 
     # ---- images and latents ------------------------------------------------------------------------------------------
 
@@ -96,14 +71,17 @@ class StableDiffusionPrior:
         if images.shape[-2:] != size:
             images = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
         signed = (2.0 * images - 1.0).to(self.vae.dtype)
-        return self.vae.encode(signed).latent_dist.mode() * self.vae.config.scaling_factor
+        with computing_in(self.dtype, self.device):
+            return self.vae.encode(signed).latent_dist.mode().float() * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def decode(self, x_0: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch 3 height width"]:
         """Decode latents to images in [0, 1]."""
-        self._wake()
+        for name, part in decoder_of(self.vae).items():
+            setattr(self.vae, name, self._brought(part))
         latents = (x_0 / self.vae.config.scaling_factor).to(self.vae.dtype)
-        images = torch.cat([self.vae.decode(batch).sample for batch in latents.split(self.images_per_pass)])
+        with computing_in(self.dtype, self.device):
+            images = torch.cat([self.vae.decode(batch).sample for batch in latents.split(self.images_per_pass)])
         return (0.5 * images.float() + 0.5).clamp(0, 1)
 
     @property
@@ -112,24 +90,25 @@ class StableDiffusionPrior:
         return max(1, PIXELS_PER_PASS // self.image_size**2)
 
     def rest(self) -> None:
-        """Move to the CPU what distillation no longer uses, until it is used again: text encoder and decoder."""
-        if not self._is_resting and self.device.type != "cpu":
-            for part in (self.text_encoder, *self._decoder):
-                part.to("cpu")
-            self._is_resting = True
+        """Take off a GPU what distillation does not use, until it is used again: text encoder and decoder."""
+        if self.device.type != "cpu":
+            self.text_encoder = sharing_tensors(self._frozen.text_encoder)
+            for name, part in decoder_of(self._frozen.vae).items():
+                setattr(self.vae, name, sharing_tensors(part))
 
-    def _wake(self) -> None:
-        if self._is_resting:
-            for part in (self.text_encoder, *self._decoder):
-                part.to(self.device)
-            self._is_resting = False
+    def _brought(self, network: nn.Module) -> nn.Module:
+        """Return a network on this prior's device: a copy of its own there, if it is on the CPU."""
+        if next(network.parameters()).device.type == self.device.type:
+            return network
+        return copy.deepcopy(network).to(self.device)
 
     # ---- prompts -----------------------------------------------------------------------------------------------------
 
     def embed(self, prompts: list[str], view_names: list[str] | None = None) -> Float[Tensor, "batch length dim"]:
         """Encode prompts behind their views' prefixes; gradients reach `prefixes` where there are learned ones."""
-        self._wake()
-        return embed_prompts(self.tokenizer, self.text_encoder, prompts, view_names, self.prefixes)
+        self.text_encoder = self._brought(self.text_encoder)
+        with computing_in(self.dtype, self.device):
+            return embed_prompts(self.tokenizer, self.text_encoder, prompts, view_names, self.prefixes)
 
     @torch.no_grad()
     def prompt_embeds(self, prompt: str, negative_prompt: str = "") -> PromptEmbeds:
@@ -196,9 +175,8 @@ class StableDiffusionPrior:
         return self._run_unet(x_t, t, cond)
 
     def _run_unet(self, x_t: Tensor, t: Tensor, cond: Tensor, c2w: Tensor | None = None) -> Tensor:
-        dtype = self.unet.dtype
-        condition = None if c2w is None else c2w.to(dtype)
-        return self.unet(x_t.to(dtype), t, cond.to(dtype), timestep_cond=condition).sample.float()
+        with computing_in(self.dtype, self.device):
+            return self.unet(x_t.to(self.dtype), t, cond.to(self.dtype), timestep_cond=c2w).sample.float()
 
     def _to_eps(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         if self.prediction_type == "epsilon":
@@ -219,20 +197,21 @@ class StableDiffusionPrior:
         return ADAPTER in getattr(self.unet, "peft_config", {})
 
     def add_lora(self, name: str, rank: int, seed: int) -> list[nn.Parameter]:
-        """Add a LoRA that starts as no change, and return its parameters.
+        """Add a LoRA that starts as no change, and return its parameters, float32 whatever the frozen weights are.
 
         The variational one also gets a projection of the camera into the time embedding, which starts at zero.
         """
         lora = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights=True, target_modules=LORA_TARGETS)
-        with torch.random.fork_rng(devices=[]):  # peft draws from the global generator
+        # peft draws from the global generator, and warns that there are two LoRAs, as there should be.
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore", category=UserWarning):
             torch.manual_seed(seed)
             self.unet.add_adapter(lora, adapter_name=name)
-        parameters = [p for key, p in self.unet.named_parameters() if f".{name}." in key]
+        parameters = self._in_float32(name)
         if name == VARIATIONAL:
             time_embedding = self.unet.time_embedding
             projection = nn.Linear(CAMERA_DIM, time_embedding.linear_1.in_features, bias=False)
             nn.init.zeros_(projection.weight)
-            time_embedding.cond_proj = projection.to(self.device, self.unet.dtype)
+            time_embedding.cond_proj = projection.to(self.device)
             parameters.append(time_embedding.cond_proj.weight)
         self._active = name
         return parameters
@@ -254,9 +233,23 @@ class StableDiffusionPrior:
         """Load what `save_adapter` wrote and use it from now on."""
         folder = Path(folder)
         self.unet.load_lora_adapter(folder / "pytorch_lora_weights.safetensors", prefix="unet", adapter_name=ADAPTER)
+        self._in_float32(ADAPTER)
         embeds = [load_file(folder / f"{view}.safetensors")[f"<{view}-view>"] for view in VIEW_NAMES]
-        self.prefixes = ViewPrefixes(torch.stack(embeds).to(self.device)).requires_grad_(False)
+        self.prefixes = ViewPrefixes(torch.stack(embeds).float().to(self.device)).requires_grad_(False)
         self._active = ADAPTER
+
+    def _in_float32(self, name: str) -> list[nn.Parameter]:
+        """Return a LoRA's parameters as float32; peft gives them the dtype of the weights that they change."""
+        parameters = [p for key, p in self.unet.named_parameters() if f".{name}." in key]
+        for parameter in parameters:
+            parameter.data = parameter.data.float()
+        return parameters
+
+    def save_memory(self) -> None:
+        """Keep fewer activations for the backward pass and compute them again there: slower, and the same numbers."""
+        for network in (self.unet, self.vae):
+            if network._supports_gradient_checkpointing:
+                network.enable_gradient_checkpointing()
 
     def _activate(self, name: str | None) -> None:
         """Make one LoRA the active one, or none; what is active already costs nothing."""

@@ -82,6 +82,11 @@ def asked_device() -> str:
 
 
 def checked_device(text: str) -> str:
+    if text == "mps":
+        raise ValueError(
+            "--device mps: Apple's GPUs are not supported, as no test has ever run on one; --device cpu runs the mini "
+            "preset in minutes"
+        )
     if text and not re.fullmatch(r"cpu|cuda(:\d{1,3})?", text):
         raise ValueError(f"--device {text!r} ({DEVICE}): choose cpu, cuda, or one GPU, such as cuda:0")
     return text

@@ -41,6 +41,45 @@ class Stopped(BaseException):
     """The user asked to stop. No `Exception`: nothing may take it for a failure and try again."""
 
 
+class StoppedInside(Stopped):
+    """Stopped in the middle of a step: what the step changes is half changed and must not be saved."""
+
+
+GRACE_SECONDS = 1.0  # in which a step may end by itself
+
+
+@contextmanager
+def stopping_inside_steps(device: str) -> Iterator[None]:
+    """Let a step that takes minutes on a CPU hear a request to stop between two layers, forward and backward.
+
+    It ends there with `StoppedInside`, once the grace is over; a fast step, as on a GPU, ends by itself and is saved.
+    """
+    if device != "cpu":
+        yield
+        return
+    import torch
+    from torch.nn.modules import module as modules
+
+    asked: list[float] = []
+
+    def hear(*_: object) -> None:
+        if stop_requested.is_set():
+            asked.append(time.monotonic())
+            if asked[-1] - asked[0] >= GRACE_SECONDS:
+                raise StoppedInside
+
+    def hear_backward(_module: object, _inputs: object, output: object) -> None:
+        if isinstance(output, torch.Tensor) and output.requires_grad:
+            output.register_hook(hear)
+
+    hooks = [modules.register_module_forward_pre_hook(hear), modules.register_module_forward_hook(hear_backward)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 class _RateColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
         """Show how many items come per second, or how long each takes."""

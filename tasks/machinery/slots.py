@@ -39,6 +39,8 @@ MAX_HOLDER_CHARS = 500
 
 OnWait = Callable[[str], None]
 
+before_leaving: list[Callable[[], None]] = []  # what gives back the GPU memory that outlives a stage
+
 
 @dataclass
 class _Process:
@@ -196,6 +198,8 @@ def _leave() -> None:
         if _process.gpu is not None:
             import torch
 
+            for give_back in before_leaving:
+                give_back()
             gc.collect()
             with suppress(RuntimeError):  # of a GPU that has failed; the stage's own error says how
                 torch.cuda.empty_cache()

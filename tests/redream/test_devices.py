@@ -87,7 +87,7 @@ def cuda() -> Iterator:
 
 
 def the_prior(folder: Path) -> StableDiffusionPrior:
-    return StableDiffusionPrior(PriorConfig(model=str(folder)), "cuda")
+    return StableDiffusionPrior(PriorConfig(model=str(folder), dtype="float32"), "cuda")
 
 
 @pytest.mark.parametrize("method", ["sds", "vsd", "redream"])
@@ -133,7 +133,7 @@ def test_a_smaller_chunk_lowers_the_bytes_that_live_in_a_step(cuda, v_prior_fold
 
 def test_a_step_on_a_gpu_is_that_of_a_cpu(cuda, v_prior_folder) -> None:
     def losses(device: str) -> list[dict[str, float]]:
-        prior = StableDiffusionPrior(PriorConfig(model=str(v_prior_folder)), device)
+        prior = StableDiffusionPrior(PriorConfig(model=str(v_prior_folder), dtype="float32"), device)
         state = create_state(prior, ASSETS, CONFIG, FIELD, seed=0)
         return [s.losses for s in distill(state, prior, PROMPT, ASSETS, CONFIG, FIELD, CAMERAS, CONFIG.num_steps)]
 

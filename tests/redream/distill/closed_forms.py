@@ -93,7 +93,7 @@ def latents(images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "bat
 
 class GaussianPrior(StableDiffusionPrior):
     def __init__(self, mean: tuple[float, float, float] = MEAN, std: float = STD) -> None:
-        self.device = torch.device("cpu")
+        self.device, self.dtype = torch.device("cpu"), torch.float32
         self.alphas_cumprod = torch.linspace(0.999, 0.005, 100)
         self.mean, self.std = torch.tensor(mean)[None, :, None, None], std
         self.variational_mean = nn.Parameter(torch.zeros(1, 3, 1, 1))

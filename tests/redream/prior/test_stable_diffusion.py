@@ -29,7 +29,7 @@ def noised(prior, generator):
 
 def test_noising_is_the_schedulers_own(prior, noised) -> None:
     x_0, eps, t, x_t = noised
-    assert torch.allclose(x_t, prior.pipeline.scheduler.add_noise(x_0, eps, t), atol=1e-6)
+    assert torch.allclose(x_t, prior.scheduler.add_noise(x_0, eps, t), atol=1e-6)
 
 
 def test_whatever_the_network_predicts_is_handed_out_as_epsilon(prior, noised) -> None:
@@ -52,7 +52,7 @@ def test_our_sampler_is_ddim_as_diffusers_has_it(prior) -> None:
     generator = torch.Generator().manual_seed(1)
     ours = sample_images(prior, prior.embed(["a red car"]), prior.embed([""]), 3.0, 9, generator)
     x_t = torch.randn(1, 4, 2, 2, generator=torch.Generator().manual_seed(1))
-    config = prior.pipeline.scheduler.config
+    config = prior.scheduler.config
     scheduler: Any = DDIMScheduler.from_config(config, set_alpha_to_one=False, steps_offset=0)
     scheduler.set_timesteps(9)  # its steps are 111 long; where it starts is ours to choose
     embeds = torch.cat([prior.embed([""]), prior.embed(["a red car"])])
