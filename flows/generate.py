@@ -24,6 +24,7 @@ from tasks.evaluation import evaluate
 from tasks.exporting import export
 from tasks.machinery.devices import needed_gib
 from tasks.machinery.progress import say
+from tasks.machinery.prompt_cuts import cut_remarks
 from tasks.machinery.slots import num_cores
 from tasks.machinery.store import Output
 from tasks.orientation import align
@@ -75,6 +76,8 @@ def generate(
     request = checked_request(prompt, preset, method, seed, out, index, assets, settings)
     parameters = request.parameters()
     gpu_gib = needed_gib(request.config)
+    for line in cut_remarks(request.prompt, request.config):
+        say(line)
     with open_run(
         "generate", request.prompt, seed, request.config, parameters, request.out, batch=batch, gpu_gib=gpu_gib
     ) as run:

@@ -68,17 +68,17 @@ def embed_prompts(
     prefixes: ViewPrefixes | None = None,
 ) -> Float[Tensor, "batch length dim"]:
     """Encode prompts, each behind its view's prefix where `view_names` are given; gradients reach `prefixes`."""
-    device = text_encoder.device
+    device, length = text_encoder.device, tokenizer.model_max_length
     if view_names is None:
-        return text_encoder(send(_tokenize(tokenizer, prompts), device)).last_hidden_state
+        return text_encoder(send(_tokenize(tokenizer, prompts, length), device)).last_hidden_state
     if prefixes is None:
         worded = [f"{prefix_words(view)} {prompt}" for view, prompt in zip(view_names, prompts, strict=True)]
-        return text_encoder(send(_tokenize(tokenizer, worded), device)).last_hidden_state
+        return text_encoder(send(_tokenize(tokenizer, worded, length), device)).last_hidden_state
     learned = prefixes.embeds[_view_indices(view_names, prefixes.embeds.device)]  # [B, tokens, dim]
     num_tokens = learned.shape[1]
-    ids = _tokenize(tokenizer, prompts)
-    # Room behind the start token; what no longer fits is cut off, except the end token that may close the row.
-    ids = torch.cat([ids[:, :1], ids[:, :1].expand(-1, num_tokens), ids[:, 1 : -1 - num_tokens], ids[:, -1:]], dim=1)
+    # Cut to what the prefix leaves, so that the end token is in the row whatever the tokenizer fills rows up with.
+    ids = _tokenize(tokenizer, prompts, length - num_tokens)
+    ids = torch.cat([ids[:, :1], ids[:, :1].expand(-1, num_tokens), ids[:, 1:]], dim=1)  # room behind the start token
 
     def put_prefixes(_module: nn.Module, _arguments: tuple[Tensor], embeds: Tensor) -> Tensor:
         return torch.cat([embeds[:, :1], learned.to(embeds.dtype), embeds[:, 1 + num_tokens :]], dim=1)
@@ -95,10 +95,8 @@ def _view_indices(view_names: list[str], device: torch.device) -> Int[Tensor, " 
     return send(torch.tensor([VIEW_NAMES.index(name) for name in view_names]), device)
 
 
-def _tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> Int[Tensor, "batch length"]:
-    return tokenizer(
-        prompts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
-    ).input_ids
+def _tokenize(tokenizer: CLIPTokenizer, prompts: list[str], length: int) -> Int[Tensor, "batch length"]:
+    return tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
 
 
 def _word_ids(tokenizer: CLIPTokenizer, words: str) -> list[int]:

@@ -37,6 +37,7 @@ TOKENIZER_SETTINGS = {
 }  # fmt: skip
 LAYER_NORM_EPS = 1e-5
 MAX_CONFIG_BYTES = 2**20
+UNCUT = 100_000  # tokens, more than a prompt has
 NUM_BYTES = 256  # the tokenizer's first symbols
 NUM_MERGES = 49_152 - NUM_BYTES - 2
 
@@ -110,11 +111,7 @@ def open_text_tower(model_id: str) -> TextTower | None:
     if not _is_plain(config) or not path.is_file():
         return None
     text = {**TEXT_SETTINGS, **config["text_cfg"]}
-    tokenize = None
-    if not text["hf_tokenizer_name"] and text["vocab_size"] == TEXT_SETTINGS["vocab_size"]:
-        tokenize = _clip_tokenizer(text["context_length"])
-    elif text["hf_tokenizer_name"] and folder is not None and text["pool_type"] == "eos":  # a pad may be the greatest
-        tokenize = _own_tokenizer(folder, text["context_length"])
+    tokenize = _tokenizer(text, folder, text["context_length"])
     try:
         weights: Any = safe_open(path, framework="numpy")
     except SafetensorError:
@@ -122,6 +119,32 @@ def open_text_tower(model_id: str) -> TextTower | None:
     if tokenize is None or not _has_tensors(weights, _shapes(text, config["embed_dim"])):
         return None
     return TextTower(model_id, config, tokenize, weights)
+
+
+def open_tokenizer(model_id: str) -> tuple[Tokenize, int] | None:
+    """Return what splits a text into all of its tokens, ends included, and how many of them a CLIP model reads.
+
+    None if the model's tokenizer is of another form.
+    """
+    folder: Path | None = Path(weights_path(model_id))
+    if folder is not None and folder.is_dir():
+        config = _read_json(folder / "open_clip_config.json").get("model_cfg")
+    else:
+        folder, architecture = None, model_id.partition("/")[0]
+        config = _read_json(_open_clip_folder() / "model_configs" / f"{Path(architecture).name}.json")
+    if not _is_plain(config):
+        return None
+    text = {**TEXT_SETTINGS, **config["text_cfg"]}
+    tokenize = _tokenizer(text, folder, UNCUT)
+    return None if tokenize is None else (tokenize, text["context_length"])
+
+
+def _tokenizer(text: dict[str, Any], folder: Path | None, context_length: int) -> Tokenize | None:
+    if not text["hf_tokenizer_name"] and text["vocab_size"] == TEXT_SETTINGS["vocab_size"]:
+        return _clip_tokenizer(context_length)
+    if text["hf_tokenizer_name"] and folder is not None and text["pool_type"] == "eos":  # a pad may be the greatest
+        return _own_tokenizer(folder, context_length)
+    return None
 
 
 def _files(model_id: str) -> tuple[Any, Path, Path | None] | None:

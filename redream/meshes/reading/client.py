@@ -53,7 +53,7 @@ def read_mesh_apart(path: Path, limits: MeshLimits, up_axis: str, border: str = 
     except AssetError:
         raise
     except Exception as error:  # a reader that a file took over may write anything
-        raise refusal(path, f"makes the reader return what is no scene ({type(error).__name__}: {error})") from error
+        raise refusal(path, "makes the reader return something that is not a scene") from error
 
 
 def names_apart(path: Path, limits: MeshLimits) -> list[Named]:

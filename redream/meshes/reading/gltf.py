@@ -16,6 +16,7 @@ from jaxtyping import Float
 from redream.meshes.reading.folder import Folder
 from redream.meshes.reading.gltf_arrays import GltfArrays, numbers
 from redream.meshes.reading.gltf_container import parse_json, split_glb
+from redream.meshes.reading.gltf_fields import check_fields
 from redream.meshes.reading.gltf_materials import GltfMaterials
 from redream.meshes.reading.gltf_nodes import GltfNodes, PlacedMesh
 from redream.meshes.reading.refusal import Refused
@@ -41,6 +42,7 @@ TRIANGLES, STRIP, FAN = 4, 5, 6
 def read_gltf(content: bytes, folder: Folder, limits: MeshLimits) -> list[Part]:
     """Read every visible triangle of the file's scene, or raise `Refused`."""
     tree, binary = split_glb(content) if content[:4] == b"glTF" else (parse_json(content), None)
+    check_fields(tree)
     required = tree.get("extensionsRequired", [])
     unreadable = [n for n in required if n not in READABLE_EXTENSIONS and not str(n).startswith("KHR_materials_")]
     if unreadable:
@@ -159,8 +161,12 @@ def _morph(attributes: dict[str, np.ndarray], targets: list[Any], weights: list[
 def _pose(attributes: dict[str, np.ndarray], joints: Float[np.ndarray, "joints 4 4"]) -> None:
     """Move vertices and normals with their joints (glTF 2.0, section 3.7.3)."""
     sets = [name.removeprefix("JOINTS_") for name in attributes if name.startswith("JOINTS_")]
+    if any(f"WEIGHTS_{number}" not in attributes for number in sets):
+        raise Refused("has vertices that follow joints without weights")
     indices = np.concatenate([attributes[f"JOINTS_{number}"] for number in sets], axis=1).astype(np.int64)
     weights = np.concatenate([attributes[f"WEIGHTS_{number}"] for number in sets], axis=1).astype(np.float64)
+    if len(indices) != len(attributes["POSITION"]) or len(weights) != len(indices):
+        raise Refused("has attributes of different lengths in one part")
     if len(indices) and not 0 <= indices.min() <= indices.max() < len(joints):
         raise Refused("has vertices that follow joints which do not exist")
     totals = weights.sum(axis=1, keepdims=True)

@@ -6,6 +6,7 @@ KHR_draco_mesh_compression and EXT_meshopt_compression.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -204,12 +205,16 @@ def _natural(value: Any, name: str) -> int:
 
 
 def _shown(value: Any) -> str:
-    return repr(value)[:60]
+    """Write a value as JSON has it, or say that it is not there."""
+    return "nothing" if value is None else json.dumps(value, default=str)[:60]
 
 
 def numbers(values: Any, count: int, low: float = -np.inf, high: float = np.inf) -> np.ndarray:
     """Return `count` finite numbers of the JSON, clipped to a range."""
-    array = np.asarray(values, dtype=np.float64)
+    try:
+        array = np.asarray(values, dtype=np.float64)
+    except OverflowError as error:
+        raise Refused("has a number that is too large to compute with") from error
     if array.shape != (count,) or not np.isfinite(array).all():
         raise Refused(f"has {_shown(values)} where {count} numbers belong")
     return np.clip(array, low, high)

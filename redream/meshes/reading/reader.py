@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 # world (x, y, z) = y-up (z, x, y)
 WORLD_FROM_Y_UP = np.array([[0, 0, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]], dtype=np.float64)
 WORLD_FROM_UP = {"+Y": WORLD_FROM_Y_UP, "+Z": np.eye(4)}
+FORMATS = {"gltf": "glTF", "obj": "OBJ", "ply": "PLY", "stl": "STL"}
 IMAGE_SLOTS = ("baseColorTexture", "emissiveTexture", "image")
 FAR = 1e30  # units
 FAR_STEPS = 1000  # a scene of fewer steps of float32 across has lost its shape
@@ -48,9 +49,7 @@ def read_mesh(path: Path, limits: MeshLimits, up_axis: str, border: Path | None 
         raise
     except Exception as error:
         # The parsers fail in as many ways as files can be broken (IndexError, KeyError, struct.error, ...).
-        detail = " ".join(str(error).split())[:200]
-        cause = type(error).__name__ + (f": {detail}" if detail else "")
-        raise Refused(f"is not a readable {file_type.upper()} file ({cause})") from error
+        raise Refused(f"is not a readable {FORMATS[file_type]} file: it is damaged or cut off") from error
 
 
 def _file_type(path: Path, content: bytes) -> str:
@@ -189,4 +188,4 @@ def _is_visible(mesh: trimesh.Trimesh) -> bool:
         alpha *= material.baseColorTexture.getextrema()[-1][1] / 255.0
     if (colors := visual.vertex_attributes.get("color")) is not None:
         alpha *= colors[:, 3].max() / 255.0
-    return alpha > 0 and (material.alphaMode == "BLEND" or alpha >= material.alphaCutoff)
+    return bool(alpha > 0 and (material.alphaMode == "BLEND" or alpha >= material.alphaCutoff))

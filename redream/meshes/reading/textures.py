@@ -39,7 +39,7 @@ def plain_image(image: Image.Image, limits: MeshLimits) -> Image.Image:
     except MemoryError:
         raise
     except Exception as error:
-        raise Refused(f"has a texture that cannot be decoded ({type(error).__name__}: {error})") from error
+        raise Refused(f"has a {image.format} texture that cannot be decoded: it is damaged or cut off") from error
     return plain.reduce(math.ceil(max(plain.size) / MAX_SIZE))
 
 

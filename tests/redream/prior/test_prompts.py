@@ -87,3 +87,18 @@ def test_a_learned_prefix_reaches_its_own_view_also_without_gradients(epsilon_pr
 
 def test_an_overhead_camera_is_named_so_whatever_its_azimuth() -> None:
     assert set(camera_views(orbit(4, 70.0, 1.5, 45.0, 8), CameraConfig())) == {"overhead"}
+
+
+def test_a_tokenizer_that_fills_up_with_another_token_keeps_the_end_behind_a_learned_prefix(
+    epsilon_prior_folder,
+) -> None:
+    prior = StableDiffusionPrior(PriorConfig(model=str(epsilon_prior_folder)))
+    prior.tokenizer.pad_token = "!"  # as Stable Diffusion 2 has it
+    prefixes, seen = ViewPrefixes.of_words(prior.tokenizer, prior.text_encoder), []
+    embeddings = prior.text_encoder.get_input_embeddings()
+    hook = embeddings.register_forward_pre_hook(lambda _module, arguments: seen.append(arguments[0]))
+    lengths = range(prior.tokenizer.model_max_length - 8, prior.tokenizer.model_max_length)
+    for num_words in lengths:
+        embed(prior, ["car " * num_words], ["front"], prefixes)
+    hook.remove()
+    assert all(prior.tokenizer.eos_token_id in ids[0].tolist() for ids in seen) and len(seen) == len(lengths)

@@ -171,3 +171,8 @@ def test_a_saved_adapter_loads_here_and_in_plain_diffusers(prior, noised, tmp_pa
 def test_a_prior_that_is_nowhere_is_refused_in_one_line() -> None:
     with pytest.raises(ValueError, match=r"set prior\.model"):
         StableDiffusionPrior(PriorConfig(model="no/such-model"))
+
+
+def test_a_folder_may_have_an_at_sign_in_its_name(epsilon_prior_folder, tmp_path) -> None:
+    (tmp_path / "prior@v2").symlink_to(epsilon_prior_folder)
+    assert StableDiffusionPrior(PriorConfig(model=str(tmp_path / "prior@v2"))).image_size == 16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import struct
 import time
@@ -10,8 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import trimesh
 from PIL import Image
+from trimesh.visual import ColorVisuals, TextureVisuals
 
+from benchmarks.fuzz_gltf_types import rich_gltf
 from redream.meshes.assets import load_mesh, named_files, scene_parts
 from redream.meshes.reading.folder import Folder
 from redream.meshes.reading.folder import named_files as find_named
@@ -214,3 +218,20 @@ def test_a_name_that_no_picture_can_have_is_left_out_and_nobody_waits(tmp_path: 
     (tmp_path / "mesh").mkdir()
     folder = Folder(tmp_path / "mesh" / "a.obj", MeshLimits(), tmp_path)
     assert folder.files(Named("picture", (name,))) == []
+
+
+@pytest.mark.parametrize("suffix", ["obj", "ply", "gltf"])
+def test_texture_coordinates_without_a_material_look_like_none(tmp_path: Path, suffix: str):
+    path = tmp_path / f"mapped.{suffix}"
+    if suffix == "gltf":
+        tree = rich_gltf()
+        primitive = tree["meshes"][0]["primitives"][0]
+        del primitive["material"], primitive["attributes"]["COLOR_0"]
+        path.write_text(json.dumps(tree))
+    elif suffix == "obj":
+        path.write_text(f"{TRIANGLE}f 1/1 2/2 3/3\n")
+    else:
+        box = trimesh.creation.box()
+        box.visual = TextureVisuals(uv=np.random.default_rng(0).random((len(box.vertices), 2)))
+        box.export(path)
+    assert isinstance(visual(path), ColorVisuals) and not visual(path).defined

@@ -16,8 +16,10 @@ import pytest
 import trimesh
 from PIL import Image
 
+from benchmarks import fuzz_gltf_types
 from redream.meshes.reading.folder import Folder
 from redream.meshes.reading.gltf import read_gltf
+from redream.meshes.reading.gltf_fields import check_fields
 from redream.meshes.reading.refusal import Refused
 from redream.meshes.reading.textures import MAX_SIZE
 from redream.settings import MeshLimits
@@ -400,7 +402,8 @@ def test_vertex_colors_tint_a_texture_but_masks_do_not_black_it_out() -> None:
 def test_references_that_lead_nowhere_are_refused(index: Any) -> None:
     builder = Builder().square()
     builder.primitive["attributes"]["POSITION"] = index
-    assert "refers to accessors" in builder.refusal()
+    causes = ("refers to accessors", "POSITION, which must be an integer", "without positions")
+    assert any(cause in builder.refusal() for cause in causes)
 
 
 @pytest.mark.parametrize(
@@ -456,3 +459,43 @@ def test_a_glb_with_a_chunk_in_excess_opens() -> None:
     body = b"".join(struct.pack("<I4s", len(content), kind) + content for kind, content in chunks)
     content = struct.pack("<4sII", b"glTF", 2, 12 + len(body)) + body
     assert len(read_gltf(content, Folder(Path("model.glb"), MeshLimits()), MeshLimits())) == 1
+
+
+def test_a_file_of_gltf_1_says_so() -> None:
+    for tree in ({"asset": {"version": "1.0"}, "meshes": {}}, {"meshes": {"a": {}}, "buffers": {"b": {}}}):
+        with pytest.raises(Refused, match=r"^is glTF 1\.0; only 2\.0 can be read$"):
+            check_fields(tree)
+
+
+@pytest.mark.parametrize(
+    ("tree", "sentence"),
+    [
+        ({"buffers": "abc"}, "has a string in buffers, which must be an array"),
+        (
+            {"nodes": [{}, {"children": [0, "1"]}]},
+            r"has a string in nodes\[1\]\.children\[1\], which must be an integer",
+        ),
+        ({"meshes": [{}]}, r"has no meshes\[0\]\.primitives"),
+        ({"meshes": [{"primitives": [{"attributes": {"POSITION": True}}]}]}, r"has true or false in .*\.POSITION"),
+        ({"asset": 2}, "has a number in asset, which must be an object"),
+    ],
+)
+def test_a_wrong_type_is_refused_by_the_name_of_its_field(tree: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(Refused, match=sentence):
+        check_fields(tree)
+
+
+def test_null_counts_as_absent() -> None:
+    tree: dict[str, Any] = {"scene": None, "nodes": [{"mesh": None, "skin": None}]}
+    check_fields(tree)
+    assert tree == {"nodes": [{}]}
+
+
+def test_no_mutation_of_the_types_is_answered_with_a_word_of_python(tmp_path: Path) -> None:
+    tree = fuzz_gltf_types.rich_gltf()
+    path = tmp_path / "mutant.gltf"
+    assert fuzz_gltf_types.sentence_of(tree, path) == ""
+    for number in range(150):
+        mutant = fuzz_gltf_types.mutant(tree, np.random.default_rng([1, number]))
+        sentence = fuzz_gltf_types.sentence_of(mutant, path)
+        assert not fuzz_gltf_types.PYTHON.search(sentence), sentence
