@@ -16,12 +16,13 @@ from prefect.runtime import flow_run as this_run
 
 from flows.batches.making import make_missing
 from flows.batches.on_workers import cancel_submitted
-from flows.batches.outcomes import MISSING
+from flows.batches.outcomes import MISSING, Outcome, not_made
 from flows.batches.reporting import deliver_batch
 from flows.processes.stopped_state import name_stopped
 from flows.requests.parameters import MethodName, Place, PresetName, Processes, Prompts, Seeds, Settings
 from flows.requests.prompt_files import Defaults, Member, checked_members, read_members
 from flows.requests.request import DEFAULT_OUT, checked_out
+from tasks.machinery.progress import say
 from tasks.runs.run import open_run
 
 
@@ -77,7 +78,14 @@ def batch(
         "index": index, "settings": settings, "workers": workers, "gpus": gpus,
     }  # fmt: skip
     with open_run("batch", title, 0, None, request, folder) as run:
-        outcomes = make_missing(run, members, workers, gpus, {} if out == DEFAULT_OUT else {"out": out})
+        ended: dict[int, Outcome] = {}
+        try:
+            make_missing(run, members, workers, gpus, {} if out == DEFAULT_OUT else {"out": out}, ended)
+        except BaseException:  # above all Ctrl-C: what is made is shown nevertheless
+            shown = [ended.get(number) or not_made(run, member) for number, member in enumerate(members)]
+            say(f"gallery: {deliver_batch(run, title, shown)['gallery']}")
+            raise
+        outcomes = [ended[number] for number in range(len(members))]
         result = deliver_batch(run, title, outcomes)
         num_missing = sum(outcome.state in MISSING for outcome in outcomes)
         if num_missing:

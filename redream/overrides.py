@@ -58,4 +58,7 @@ def _checked(name: str, value: Any, expected: Any) -> Any:
 def _closest(name: str) -> str:
     import difflib
 
-    return (difflib.get_close_matches(name, flatten(mini()), n=1, cutoff=0.0) or ["distill.guidance_scale"])[0]
+    known = flatten(mini())
+    section = name.partition(".")[0] + "."
+    known = [each for each in known if each.startswith(section)] or list(known)  # the section is rarely the mistake
+    return (difflib.get_close_matches(name, known, n=1, cutoff=0.0) or ["distill.guidance_scale"])[0]

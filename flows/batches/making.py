@@ -22,7 +22,7 @@ from prefect.runtime import deployment
 
 from flows.batches.finished import finished_runs, is_same_today, request_identity
 from flows.batches.on_workers import run_on_workers
-from flows.batches.outcomes import Outcome, Outcomes, outcome_of_child, outcome_of_submitted, skipped
+from flows.batches.outcomes import Outcome, Outcomes, outcome_of_child, outcome_of_submitted, reused
 from flows.batches.reporting import show
 from flows.processes.child_processes import Children, Job
 from flows.requests.prompt_files import Member
@@ -37,20 +37,24 @@ EXTRA_WORKERS = 1  # beyond one per GPU: it retrieves and renders while the othe
 
 
 def make_missing(
-    run: Run, members: Sequence[Member], workers: int, gpus: int, place: Mapping[str, str]
-) -> list[Outcome]:
-    """Make what is missing, some at a time, and return what became of each."""
+    run: Run,
+    members: Sequence[Member],
+    workers: int,
+    gpus: int,
+    place: Mapping[str, str],
+    outcomes: dict[int, Outcome],
+) -> None:
+    """Make what is missing, some at a time, and note in `outcomes` what becomes of each, by its number."""
     there = finished_runs(Path(run.out))
-    outcomes: dict[int, Outcome] = {}
     missing: dict[str, int] = {}  # by request: a prompt that comes twice is made once
     for number, member in enumerate(members):
         identity = request_identity(member.request.parameters())
         record = there.get(identity)
         if record is not None and is_same_today(record, member.request):
-            outcomes[number] = skipped(member, record["run_id"], "made before", record["metrics"])
+            outcomes[number] = reused(member, record["run_id"], "made before", record["metrics"])
         elif identity in missing:
             first = members[missing[identity]]
-            outcomes[number] = skipped(member, "", f"the same as line {first.line}", {})
+            outcomes[number] = reused(member, "", f"the same as line {first.line}", {})
         else:
             missing[identity] = number
     if outcomes:
@@ -66,7 +70,6 @@ def make_missing(
             progress = 100.0 * num_ended / len(asked)
             if shown is not None:
                 show(partial(update_progress_artifact, cast(UUID, shown), progress=progress))
-    return [outcomes[number] for number in range(len(members))]
 
 
 def run_here(run: Run, asked: Mapping[int, Member], workers: int, gpus: int) -> Outcomes:

@@ -27,7 +27,7 @@ class Outcome:
     prompt: str
     seed: int
     method: str
-    state: str  # done, skipped, failed or stopped
+    state: str  # done, reused, failed or stopped
     reason: str = ""
     run_id: str = ""
     seconds: float = 0.0
@@ -49,11 +49,7 @@ def outcome_of_child(member: Member, child: Ended, run: Run) -> Outcome:
         seconds = (ended - started).total_seconds()
         return Outcome(**common, state="done", run_id=record["run_id"], seconds=seconds, metrics=record["metrics"])
     state = "stopped" if child.code in STOPPED else "failed"
-    found = [
-        record["run_id"]
-        for record in list_runs(Path(run.out))
-        if record.get("batch") == run.run_id and record["request"] == json.loads(json.dumps(asked.parameters()))
-    ]
+    found = _runs_of(run, member)
     return Outcome(**common, state=state, reason=child.reason, run_id=found[-1] if found else "", metrics={})
 
 
@@ -85,9 +81,29 @@ def outcome_of_submitted(member: Member, ended: Over, run: Run) -> Outcome:
     )
 
 
-def skipped(member: Member, run_id: str, reason: str, metrics: Mapping[str, float]) -> Outcome:
+def reused(member: Member, run_id: str, reason: str, metrics: Mapping[str, float]) -> Outcome:
     asked = member.request
     return Outcome(
-        line=member.line, prompt=asked.prompt, seed=asked.seed, method=asked.method, state="skipped", reason=reason,
+        line=member.line, prompt=asked.prompt, seed=asked.seed, method=asked.method, state="reused", reason=reason,
         run_id=run_id, metrics=dict(metrics),
     )  # fmt: skip
+
+
+def not_made(run: Run, member: Member) -> Outcome:
+    """Say of an object that its batch ended before it, with the run that had begun, if one had."""
+    asked = member.request
+    begun = _runs_of(run, member)
+    return Outcome(
+        line=member.line, prompt=asked.prompt, seed=asked.seed, method=asked.method, state="stopped",
+        reason="the batch ended before it", run_id=begun[-1] if begun else "", metrics={},
+    )  # fmt: skip
+
+
+def _runs_of(run: Run, member: Member) -> list[str]:
+    """Return the runs of a batch that were asked for an object, the oldest first."""
+    asked = json.loads(json.dumps(member.request.parameters()))
+    return [
+        record["run_id"]
+        for record in list_runs(Path(run.out))
+        if record.get("batch") == run.run_id and record["request"] == asked
+    ]

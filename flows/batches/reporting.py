@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from redream.pages.gallery import GalleryItem, StageSpan, write_gallery
 from redream.pages.text import visible_text
 from tasks.machinery.progress import duration, say
 from tasks.machinery.store import write_json
-from tasks.results.gallery import gallery_markdown, stage_spans, thumbnail
+from tasks.results.gallery import gallery_markdown, run_item, stage_spans
 from tasks.runs.records import read_run
 from tasks.runs.run import Run, record_result
 from tasks.tracking.tracker import run_address, uri_today
@@ -28,7 +28,7 @@ from tasks.tracking.tracker import run_address, uri_today
 
 def deliver_batch(run: Run, title: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """Write the table and the gallery, and log both."""
-    counts = {state: sum(o.state == state for o in outcomes) for state in ("done", "skipped", "failed", "stopped")}
+    counts = {state: sum(o.state == state for o in outcomes) for state in ("done", "reused", "failed", "stopped")}
     summary = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
     gallery = run.folder / "gallery.html"
     items, spans = _gallery(run, outcomes)
@@ -60,30 +60,17 @@ def _gallery(run: Run, outcomes: Sequence[Outcome]) -> tuple[list[tuple[GalleryI
     began = datetime.fromisoformat(read_run(out, run.run_id)["started"])
     for outcome in outcomes:
         record = read_run(out, outcome.run_id) if outcome.run_id else None
-        is_made = record is not None and outcome.state in ("done", "skipped")
-        if record is not None and outcome.state != "skipped":
+        if record is not None and outcome.state != "reused":
             spans += stage_spans(record, len({span.lane for span in spans}), began)
-        took = f", {duration(outcome.seconds)}" if outcome.seconds else ""
         is_here = record is not None and uri_today(record["mlflow"], out) == run.tracking.uri
         address = run_address(run.tracking, record["mlflow"]["run_id"]) if record is not None and is_here else ""
-        item = GalleryItem(
-            prompt=outcome.prompt,
-            state=outcome.state,
-            reason=outcome.reason,
-            subtitle=f"{outcome.state}, {outcome.method}, seed {outcome.seed}{took}",
-            thumbnail=_thumbnail(out, record) if record is not None and is_made else b"",
-            link=f"../{outcome.run_id}/page.html" if is_made else "",
-            metrics=outcome.metrics,
+        took = f", {duration(outcome.seconds)}" if outcome.seconds else ""
+        item = (
+            GalleryItem(prompt=outcome.prompt, state=outcome.state) if record is None else run_item(out, record, "..")
         )
-        items.append((item, address))
+        words = f"{outcome.state}, {outcome.method}, seed {outcome.seed}{took}"
+        items.append((replace(item, state=outcome.state, reason=outcome.reason, subtitle=words), address))
     return items, spans
-
-
-def _thumbnail(out: Path, record: Mapping[str, Any]) -> bytes:
-    try:
-        return thumbnail(out, record)
-    except ValueError:  # the evaluation's output has been deleted since; the run's own page has not
-        return b""
 
 
 def _figures(metrics: Mapping[str, float]) -> str:

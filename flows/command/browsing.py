@@ -6,9 +6,10 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -36,15 +37,56 @@ from tasks.tracking.relocation import relocate_artifacts
 
 def runs(
     failed: Annotated[bool, typer.Option("--failed", help="Only those that failed, stopped or crashed.")] = False,
+    html: Annotated[bool, typer.Option("--html", help="Write a page with a picture of each.")] = False,
     out: Out = DEFAULT_OUT,
     as_json: AsJson = False,
 ) -> None:
     """List the runs, the oldest first."""
     records = [record for record in list_runs(Path(out)) if not failed or record["state"] in UNFINISHED]
+    if html:
+        page = _runs_page(Path(out).absolute(), [each for each in records if each["flow"] == "generate"])
     if as_json:
         print_json(records)
         return
+    if html:
+        print(page)
+        return
     console().print(runs_table(records) if records else f"no runs in {out}")
+
+
+def _runs_page(out: Path, records: Sequence[dict[str, Any]]) -> Path:
+    """Write the page of all runs, the newest first, with what people noted of them in MLflow."""
+    prepare_environment(out)
+    from redream.pages.gallery import write_gallery
+    from tasks.results.gallery import run_item
+    from tasks.tracking.tracker import default_tracking_uri, labels_of, open_tracking
+
+    labels = labels_of(open_tracking(default_tracking_uri(out), out)) if records else {}
+    items = [run_item(out, each, "runs", labels.get(each["mlflow"]["run_id"])) for each in reversed(records)]
+    page = out / "runs.html"
+    write_gallery(page, "All runs", f"{len(items)} runs in {out}", items)
+    return page
+
+
+def note(
+    run: RunId,
+    text: Annotated[str, typer.Argument(help="What to remember of it; nothing leaves the note as it is.")] = "",
+    favorite: Annotated[
+        bool | None, typer.Option("--favorite/--no-favorite", help="Mark it.", show_default=False)
+    ] = None,
+    out: Out = DEFAULT_OUT,
+) -> None:
+    """Note something of a run, or mark it as a favourite: tags in MLflow, shown by `redream runs --html`."""
+    folder = checked_out(out)
+    record = read_run(folder, run)
+    if not text and favorite is None:
+        raise ValueError("give a note, --favorite or --no-favorite")
+    prepare_environment(folder)
+    from tasks.tracking.tracker import Tracker, drain, open_tracking, uri_today
+
+    tags = {"redream.note": text} | ({} if favorite is None else {"redream.favorite": str(favorite).lower()})
+    Tracker(open_tracking(uri_today(record["mlflow"], folder), folder), record["mlflow"]["run_id"]).set_tags(tags)
+    drain()
 
 
 def show(run: RunId, out: Out = DEFAULT_OUT, as_json: AsJson = False) -> None:
@@ -54,6 +96,9 @@ def show(run: RunId, out: Out = DEFAULT_OUT, as_json: AsJson = False) -> None:
         print_json({**record, "again": again(record, out)})
     else:
         print_run(record, out)
+        if record["flow"] == "batch":
+            members = [each for each in list_runs(Path(out).absolute()) if each.get("batch") == run]
+            console().print(runs_table(members) if members else "no object of this batch has begun")
 
 
 def settings(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import webbrowser
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,7 +16,11 @@ from flows.processes.environment import prepare_environment
 from flows.requests.request import DEFAULT_OUT, checked_config, checked_out, parsed_settings
 from redream.settings import RunConfig
 from tasks.machinery.devices import needed_gib
+from tasks.runs.description import reason_of
 from tasks.runs.records import read_run
+
+if TYPE_CHECKING:
+    from tasks.runs.deletion import Deletion
 
 FORMATS = ("glb", "obj", "ply", "stl", "mp4", "png")
 POLL_SECONDS = 2.0
@@ -79,6 +84,42 @@ def watch(run: RunId, out: Out = DEFAULT_OUT) -> None:
         record = read_run(folder, run)
 
 
+def delete(
+    run: RunId,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    out: Out = DEFAULT_OUT,
+    as_json: AsJson = False,
+) -> None:
+    """Delete a run: its folder, its runs in MLflow, and the stage outputs that no other run uses."""
+    folder = checked_out(out)
+    record = read_run(folder, run)
+    prepare_environment(folder)
+    from tasks.runs.deletion import delete_run, plan_deletion
+
+    plan = plan_deletion(folder, record)
+    for line in _said_of(plan):
+        print(line, file=sys.stderr)
+    if not yes:
+        print("delete all of this? [y/N] ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            raise ValueError("nothing was deleted")
+    busy = delete_run(folder, plan)
+    for path in busy:
+        print(f"in use, so it stays: {path}; `redream gc` lists it later", file=sys.stderr)
+    if as_json:
+        print_json({"run_id": run, "num_bytes": plan.num_bytes, "busy": busy})
+    else:
+        print(f"run {run} is deleted")
+
+
+def _said_of(plan: Deletion) -> list[str]:
+    """Say what a deletion removes, and how much."""
+    lines = [f"folder    {plan.folder_bytes / 1e6:8.1f} MB  {plan.folder}"]
+    lines += [f"{entry.stage:<9} {entry.num_bytes / 1e6:8.1f} MB  {entry.path}" for entry in plan.store]
+    lines += [f"MLflow    {plan.artifact_bytes / 1e6:8.1f} MB  {len(plan.mlflow_runs)} runs with their artifacts"]
+    return [*lines, f"in all    {plan.num_bytes / 1e6:8.1f} MB"]
+
+
 def config_of(record: dict[str, Any], overrides: dict[str, Any]) -> RunConfig:
     """Return the settings of a run that made an object, some of them changed."""
     if record["flow"] != "generate":
@@ -89,7 +130,7 @@ def config_of(record: dict[str, Any], overrides: dict[str, Any]) -> RunConfig:
 
 def _progress_of(folder: Path, record: dict[str, Any]) -> str:
     """Say in one line where a run stands."""
-    from tasks.results.page_content import reason_of, steps_of
+    from tasks.results.page_content import steps_of
 
     if record["state"] != "running":
         return record["state"] if record["state"] == "finished" else reason_of(folder, record)

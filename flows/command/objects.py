@@ -36,6 +36,7 @@ from flows.requests.request import (
 from redream.methods import METHODS
 from redream.settings import MeshLimits
 from tasks.machinery.devices import needed_gib
+from tasks.runs.description import out_option, repeating
 from tasks.runs.records import finished_stage, read_run
 
 METHOD_HELP = f"{', '.join(METHODS)}; `redream methods` tells them apart."
@@ -142,12 +143,17 @@ def rerun(
     from_stage: Annotated[
         str, typer.Option("--from", metavar="STAGE", help="The first stage to make anew.", show_default="what failed")
     ] = "",
+    seed: Annotated[int | None, typer.Option(hidden=True)] = None,
     settings: Settings = [],
     device: Device = "",
     out: Out = DEFAULT_OUT,
     as_json: AsJson = False,
 ) -> None:
     """Repeat a run in part: reuse what comes before a stage, make it and what depends on it anew."""
+    if seed is not None:
+        folder = checked_out(out)
+        again = repeating({**read_run(folder, run)["request"], "seed": seed}) + out_option(folder)
+        raise ValueError(f"a rerun keeps its run's seed; with another, nearly every stage is new: {again}")
     overrides = parsed_settings(settings)
     asked = checked_rerun(run, from_stage, overrides, out)
     use_device(device, needed_gib(asked.request.config))

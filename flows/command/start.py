@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
 
 ROOT = str(Path(__file__).resolve().parents[2])
@@ -15,6 +16,8 @@ def command() -> None:
     from redream.interpreter import keep_imports_ours
 
     keep_imports_ours()
+    # What libraries say to their developers would stand between the lines of a run.
+    warnings.filterwarnings("ignore", module=r"(peft|diffusers|transformers|torch|open_clip|pyrender|trimesh)(\.|$)")
     from flows.command.app import command as run
 
     run()

@@ -9,7 +9,6 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 from rich.console import Console
@@ -23,6 +22,7 @@ from redream.pages.text import visible_text
 from redream.records import Asset
 from redream.retrieval.licenses import attribution
 from tasks.machinery.progress import duration
+from tasks.runs.description import changed_settings, run_facts, took
 from tasks.runs.garbage import Garbage
 from tasks.runs.records import UNFINISHED
 
@@ -96,14 +96,19 @@ def print_run(record: Mapping[str, Any], out: str) -> None:
         screen.print(f"[red]{shown(record['error'])}[/]", soft_wrap=True)
     table = Table("stage", "state", "took", Column("output or reason", overflow="fold"), box=None)
     for name, entry in record["stages"].items():
-        place = entry.get("folder", entry.get("error", ""))
-        took = duration(entry["seconds"]) if "seconds" in entry else ""
-        table.add_row(name, entry["state"], took, shown(place))
-    screen.print(table)
+        place = entry.get("folder", entry.get("error", entry.get("waits_for", "")))
+        seconds = duration(entry["seconds"]) if "seconds" in entry else ""
+        is_reused = entry["state"] == "cached"
+        state, seconds = ("reused", f"({seconds})") if is_reused else (entry["state"], seconds)
+        table.add_row(name, state, seconds, shown(place))
+    if record["stages"]:
+        screen.print(table)
+    if any(entry["state"] == "cached" for entry in record["stages"].values()):
+        screen.print("in brackets: what the reused output took when it was computed")
     if record["metrics"]:
         screen.print(metric_table(record["metrics"], title="figures"))
-    for name, value in run_facts(record, out).items():
-        screen.print(f"{name:<10}{shown(value)}", soft_wrap=True)
+    for name, value in facts_of(record, out).items():
+        screen.print(f"{name:<12}{shown(value)}", soft_wrap=True)
 
 
 def print_batch(made: Mapping[str, Any]) -> None:
@@ -153,33 +158,45 @@ def print_garbage(found: Sequence[Garbage], num_deleted: int, is_deleting: bool)
         screen.print(f"{total}; --yes deletes them" if found else "nothing can go")
 
 
-def run_facts(record: Mapping[str, Any], out: str) -> dict[str, str]:
-    """Return where a run's things are and how to run it again."""
-    facts = {"started": record["started"], "took": _took(record), "files": record["folder"]}
-    facts |= {"repeats": record.get("rerun_of", ""), "MLflow": record["mlflow"]["run_id"]}
+def facts_of(record: Mapping[str, Any], out: str) -> dict[str, str]:
+    """Return what a run was asked for, where its things are and how to run it again."""
+    facts = run_facts(record) if record["flow"] == "generate" else {"started": record["started"], "took": took(record)}
+    facts.pop("run", None)
+    if record["flow"] == "generate":
+        changed = changed_settings(record)
+        facts["changed"] = ", ".join(f"{name}={value}" for name, value in changed.items()) or "no setting"
+    facts |= {"files": record["folder"], "MLflow": record["mlflow"]["run_id"]}
     facts |= {"Prefect": record["prefect"].get("prefect.flow_run_url", ""), "again": again(record, out)}
     return {name: value for name, value in facts.items() if value}
 
 
 def again(record: Mapping[str, Any], out: str) -> str:
     """Return the command that takes up a run, or makes a part of it anew."""
-    if record["flow"] != "generate" or record["state"] == "running":
+    if record["state"] == "running":
         return ""
     where = "" if out == DEFAULT_OUT else f" --out {shlex.quote(out)}"
+    if record["flow"] == "batch":
+        return batch_command(record["request"]) + where
+    if record["flow"] != "generate":
+        return ""
     if record["state"] not in UNFINISHED:
         return f"redream rerun {record['run_id']} --from STAGE{where}"
     stage = first_unfinished(record)
     return f"redream rerun {record['run_id']}{where}" + (f"   (from {stage})" if stage else "")
 
 
+def batch_command(request: Mapping[str, Any]) -> str:
+    """Return the command that makes what is missing of a batch; empty where its prompts were given without a file."""
+    if not request["prompts_file"]:
+        return ""
+    words = ["redream", "batch", request["prompts_file"], "--preset", request["preset"], "--method", request["method"]]
+    words += ["--seeds", ",".join(map(str, request["seeds"]))]
+    words += ["--index", request["index"]] if request["index"] else []
+    for name, value in request["settings"].items():
+        words += ["--set", f"{name}={value if isinstance(value, str) else repr(value)}"]
+    return shlex.join(words)
+
+
 def shown(text: str) -> str:
     """Return a stranger's text as a table may hold it."""
     return escape(visible_text(text).replace("\r", " "))  # which would start a line anew
-
-
-def _took(record: Mapping[str, Any]) -> str:
-    if "ended" not in record:
-        return ""
-    return duration(
-        (datetime.fromisoformat(record["ended"]) - datetime.fromisoformat(record["started"])).total_seconds()
-    )

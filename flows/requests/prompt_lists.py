@@ -65,7 +65,7 @@ def read_entries(path: Path, content: bytes) -> Iterator[tuple[int, Entry]]:
 
 def _json_lines(text: str) -> Iterator[tuple[int, Entry]]:
     for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
+        if line.strip() and not line.lstrip().startswith("#"):
             try:
                 yield number, _entry(_loaded(line))
             except ValueError as error:
@@ -122,7 +122,7 @@ def _table(text: str) -> Iterator[tuple[int, Entry]]:
         end = 1
         for row in rows:
             line, end = before + end + 1, rows.line_num
-            if any(cell.strip() for cell in row):
+            if any(cell.strip() for cell in row) and not row[0].lstrip().startswith("#"):
                 try:
                     yield line, _row(names, row)
                 except ValueError as error:

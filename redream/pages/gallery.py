@@ -1,4 +1,4 @@
-"""The page of a batch: a picture, the figures and a link for each object, and when each stage ran, in one HTML file.
+"""The page of a batch, or of all runs: a picture, the metrics and links for each, and when each stage ran, in one file.
 
 As with a run's page (`redream.pages.page`): everything is embedded, every text is escaped, and nothing is fetched.
 """
@@ -19,15 +19,19 @@ MAX_LANES = 60  # of the timeline
 
 @dataclass(frozen=True, kw_only=True)
 class GalleryItem:
-    """One object of a batch; `thumbnail` is a JPEG, `link` a relative path to its page, each empty if there is none."""
+    """One run; `thumbnail` is a JPEG, `link` a relative path to its page, each empty if there is none."""
 
     prompt: str
-    state: str  # done, skipped, failed or stopped
+    state: str  # done, reused, failed, stopped, crashed, running or finished
     reason: str = ""
     subtitle: str = ""
     thumbnail: bytes = b""
     link: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
+    links: Mapping[str, str] = field(default_factory=dict)  # relative paths to its files, by what they are
+    started: int = 0  # seconds since 1970
+    note: str = ""
+    is_favorite: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +68,12 @@ def write_gallery(
 
 def render_gallery(title: str, summary: str, items: Sequence[GalleryItem], spans: Sequence[StageSpan] = ()) -> str:
     style = (FOLDER / "page.css").read_text(encoding="utf-8") + (FOLDER / "gallery.css").read_text(encoding="utf-8")
-    policy = f"default-src 'none'; img-src data:; style-src '{source_hash(style)}'; base-uri 'none'; form-action 'none'"
+    script = (FOLDER / "gallery.js").read_text(encoding="utf-8")
+    allowed = f" script-src '{source_hash(script)}';" if len(items) > 1 else ""
+    policy = (
+        f"default-src 'none'; img-src data:;{allowed} style-src '{source_hash(style)}'; base-uri 'none'; "
+        "form-action 'none'"
+    )
     return (
         page_environment()
         .get_template("gallery_template.html.j2")
@@ -72,6 +81,8 @@ def render_gallery(title: str, summary: str, items: Sequence[GalleryItem], spans
             title=title,
             summary=summary,
             items=items,
+            names=list(dict.fromkeys(name for item in items for name in item.metrics)),
+            script=Markup(script),  # noqa: S704 (our own file)
             bars=bars(spans),
             duration=max((span.end for span in spans), default=0.0),
             policy=policy,

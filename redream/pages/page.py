@@ -22,6 +22,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from redream.metrics.kinds import kind_of
 from redream.pages.text import visible_text
 
 FOLDER = Path(__file__).parent
@@ -201,6 +202,8 @@ def page_environment() -> Environment:
         "data_uri": _data_uri,
         "base64": _base64,
         "figure": _figure,
+        "direction": _direction,
+        "caveat": _caveat,
         "sentence": _sentence,
         "curve": _curve_chart,
         "sparkline": _sparkline,
@@ -227,6 +230,17 @@ def _data_uri(content: bytes, mime: str) -> Markup:
 def _sentence(text: str) -> str:
     """Begin with a capital letter."""
     return text[:1].upper() + text[1:]
+
+
+def _direction(name: str) -> str:
+    """Return an arrow towards the better values of a metric; nothing if its direction is not known."""
+    kind = kind_of(name)
+    return "" if kind is None else "↑" if kind.is_higher_better else "↓"
+
+
+def _caveat(name: str) -> str:
+    kind = kind_of(name)
+    return "" if kind is None else kind.caveat
 
 
 def _figure(value: float) -> str:

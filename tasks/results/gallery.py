@@ -1,4 +1,4 @@
-"""What a batch shows of its runs: thumbnails, figures and spans of time, from their records and outputs."""
+"""What a batch, and the page of all runs, show of runs, from their records and outputs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from redream.pages.gallery import GalleryItem, StageSpan
+from tasks.distillation import PREVIEW_AZIMUTHS, PREVIEWS
 from tasks.evaluation import sheet_name
-from tasks.runs.records import finished_stage
+from tasks.results.page_content import LINKS
+from tasks.runs.description import took
+from tasks.runs.records import finished_stage, run_folder
 from tasks.tracking.run_description import as_text, data_url
 
 THUMBNAIL_SIZE = 192  # pixels
@@ -18,13 +21,47 @@ MAX_PICTURES = 60  # in an artifact of Prefect's, which is one text
 TRAININGS = ("warm_up", "adapt", "distill")
 
 
+def run_item(out: Path, record: Mapping[str, Any], place: str, label: Mapping[str, str] | None = None) -> GalleryItem:
+    """Show a run that makes an object, as far as it has come.
+
+    Args:
+        place: the folder of the runs, relative to the page.
+        label: what a person has noted of it: `note`, `favorite`.
+    """
+    folder, label = run_folder(out, record["run_id"]), label or {}
+    request, began = record["request"], datetime.fromisoformat(record["started"])
+    words = [record["state"], request["preset"], request["method"], f"seed {request['seed']}", took(record)]
+    links = {name: file for name, file in LINKS.items() if (folder / file).is_file()}
+    return GalleryItem(
+        prompt=record["prompt"],
+        state=record["state"],
+        reason="" if record["state"] in ("finished", "running") else str(record.get("error", "")),
+        subtitle=f"{began:%Y-%m-%d %H:%M}, {', '.join(words)}",
+        thumbnail=thumbnail(out, record),
+        link=f"{place}/{record['run_id']}/page.html" if (folder / "page.html").is_file() else "",
+        metrics=record["metrics"],
+        links={name: f"{place}/{record['run_id']}/{file}" for name, file in links.items()},
+        started=int(began.timestamp()),
+        note=label.get("note", ""),
+        is_favorite=label.get("favorite", "") == "true",
+    )
+
+
 def thumbnail(out: Path, record: Mapping[str, Any]) -> bytes:
-    """Return the first view of a run's evaluation as a JPEG."""
+    """Return the first view of a run's evaluation, or else of its last preview, as a JPEG, or nothing."""
     from PIL import Image
 
-    sheet = finished_stage(out, record, "evaluate").path(sheet_name(0))
-    size = record["settings"]["evaluation.image_size"]
-    with Image.open(sheet) as image:
+    folder = run_folder(out, record["run_id"])
+    try:
+        picture = finished_stage(out, record, "evaluate").path(sheet_name(0))
+        size = record["settings"]["evaluation.image_size"]
+    except ValueError:  # it has not come so far, or its output has been deleted since
+        previews = sorted((folder / PREVIEWS).glob("*.png"))
+        if not previews:
+            return b""
+        picture, size = previews[-1], 0
+    with Image.open(picture) as image:
+        size = size or image.width // PREVIEW_AZIMUTHS
         view = image.convert("RGB").crop((0, 0, size, size))
     view.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
     buffer = io.BytesIO()

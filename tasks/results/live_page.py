@@ -22,7 +22,8 @@ from tasks.exporting import MESH
 from tasks.machinery.progress import duration, say, stop_requested
 from tasks.results.delivery import PAGE
 from tasks.results.model_files import write_mesh
-from tasks.results.page_content import Expected, page_content, reason_of, stage_outputs, steps_of
+from tasks.results.page_content import Expected, page_content, stage_outputs, steps_of
+from tasks.runs.description import reason_of
 from tasks.runs.records import list_runs
 from tasks.runs.run import Run, ending_of
 from tasks.tracking.tracker import Tracker

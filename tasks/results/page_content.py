@@ -5,16 +5,12 @@ stopped, failed or crashed.
 from __future__ import annotations
 
 import json
-import os
-import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from redream.overrides import flatten
-from redream.presets import PRESETS
+from redream.metrics.kinds import KINDS
 from tasks.distillation import PREVIEWS
 from tasks.evaluation import load_reports
 from tasks.exporting import MESH, POSTER, TURNTABLE, thumbnail
@@ -22,6 +18,7 @@ from tasks.machinery.progress import duration
 from tasks.machinery.store import Output, read_output
 from tasks.orientation import load_aligned
 from tasks.retrieval import load_retrieval
+from tasks.runs.description import changed_settings, out_option, reason_of, repeating, run_facts
 from tasks.runs.records import run_folder
 from tasks.runs.stage import STEPS_FILE
 
@@ -100,64 +97,6 @@ def stage_outputs(out: Path, record: Mapping[str, Any]) -> dict[str, Output]:
     return found
 
 
-def run_facts(record: Mapping[str, Any]) -> dict[str, str]:
-    """Say when and from what a run was made; what is not known or does not apply is left out."""
-    request = record["request"]
-    facts = {
-        "date": record["started"].replace("T", " ").removesuffix("+00:00") + " UTC",
-        "run": record["run_id"],
-        "preset": request["preset"],
-        "method": request["method"],
-        "seed": str(request["seed"]),
-        "index": "" if request["method"] != "redream" or request["assets"] else request["index"] or "the miniature's",
-        "own meshes": ", ".join(Path(asset).name for asset in request["assets"]),
-        "took": _took(record),
-        "device": record["device"],
-        "repeats": record["rerun_of"],
-        "batch": record["batch"],
-    }
-    return {name: value for name, value in facts.items() if value}
-
-
-def changed_settings(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that differ from those of the run's preset."""
-    preset = json.loads(json.dumps(flatten(PRESETS[record["request"]["preset"]]())))
-    settings = record["settings"].items()
-    return {name: value for name, value in settings if name != "distill.method" and preset.get(name) != value}
-
-
-def repeating(request: Mapping[str, Any]) -> str:
-    """Return the command that asks for the same again."""
-    words = ["redream", "generate", request["prompt"], "--preset", request["preset"]]
-    words += ["--method", request["method"], "--seed", str(request["seed"])]
-    words += ["--index", request["index"]] if request["index"] else []
-    words += [word for asset in request["assets"] for word in ("--asset", asset)]
-    for name, value in request["settings"].items():
-        words += ["--set", f"{name}={value if isinstance(value, str) else repr(value)}"]
-    return shlex.join(words)
-
-
-def reason_of(out: Path, record: Mapping[str, Any]) -> str:
-    """Say why a run has not finished, and what can be done with what is there."""
-    run_id, state = record["run_id"], record["state"]
-    if state == "running":
-        return ""
-    why = {"stopped": "stopped", "crashed": "its process died"}.get(state) or str(record.get("error", "failed"))
-    run = f"{run_id}{out_option(out)}"
-    return f"{why}; `redream rerun {run}` goes on; `redream export {run}` makes a mesh of what is there"
-
-
-def out_option(out: Path) -> str:
-    """Return the option that names an output folder, if commands would not find it by themselves."""
-    default = Path(os.environ.get("REDREAM_OUT") or "redream-out").absolute()
-    return "" if out == default else f" --out {shlex.quote(str(out))}"
-
-
-def _took(record: Mapping[str, Any]) -> str:
-    end = datetime.fromisoformat(record["ended"]) if "ended" in record else datetime.now(UTC)
-    return duration((end - datetime.fromisoformat(record["started"])).total_seconds())
-
-
 def _stages(record: Mapping[str, Any], expected: Expected) -> list[PageStage]:
     from redream.pages.page import PageStage
 
@@ -234,7 +173,7 @@ def _metrics(outputs: Mapping[str, Output]) -> list[PageMetric]:
 
     if "evaluate" not in outputs:
         return []
-    metrics = []
+    metrics, caveats = [], {kind.prefix: kind.caveat for kind in KINDS}
     reports = load_reports(outputs["evaluate"])
     for number, report in enumerate(reports):
         particle = f", particle {number}" if len(reports) > 1 else ""
@@ -245,6 +184,7 @@ def _metrics(outputs: Mapping[str, Output]) -> list[PageMetric]:
                     model=model,
                     value=value,
                     is_higher_better=True,
+                    caveat=caveats["clip"],
                     values=tuple(report["clip_score_per_view"][model]),
                 )
             )
@@ -255,6 +195,7 @@ def _metrics(outputs: Mapping[str, Output]) -> list[PageMetric]:
                     model=model,
                     value=value,
                     is_higher_better=False,
+                    caveat=caveats["a_lpips"],
                     values=tuple(report["a_lpips_per_pair"][model]),
                 )
             )
@@ -265,7 +206,8 @@ def _metrics(outputs: Mapping[str, Output]) -> list[PageMetric]:
                     model="judge",
                     is_higher_better=False,
                     value=report["wrong_front_share"],
-                    note="share of the views from behind",
+                    note="Share of the views from behind.",
+                    caveat=caveats["wrong_front_share"],
                 )
             )
     return metrics

@@ -34,7 +34,7 @@ def find_garbage(out: Path) -> list[Garbage]:
     outputs = ((folder.parts[-3], "output", folder) for folder in store.glob("*/??/*"))
     unfinished = ((folder.parts[-2], "unfinished", folder) for folder in store.glob("partial/*/*"))
     found = [
-        Garbage(stage=stage, kind=kind, path=str(folder), num_bytes=_size(folder))
+        Garbage(stage=stage, kind=kind, path=str(folder), num_bytes=folder_size(folder))
         for stage, kind, folder in (*outputs, *unfinished)
         if folder.is_dir() and not folder.is_symlink() and folder.name not in kept
     ]
@@ -49,10 +49,10 @@ def delete_garbage(out: Path, garbage: Sequence[Garbage]) -> list[Garbage]:
     """
     if running := [record["run_id"] for record in list_runs(out) if record["state"] == "running"]:
         raise ValueError(f"run {running[0]} is under way and may use what would be deleted; wait for it, or stop it")
-    return [each for each in garbage if _delete(out / "store", Path(each.path))]
+    return [each for each in garbage if delete_folder(out / "store", Path(each.path))]
 
 
-def _delete(store: Path, folder: Path) -> bool:
+def delete_folder(store: Path, folder: Path) -> bool:
     """Move a folder aside before it is deleted: so that it is complete or absent, as the store promises."""
     lock = FileLock(store / "locks" / f"{folder.name}.lock")
     lock_folder = Path(lock.lock_file).parent
@@ -71,7 +71,8 @@ def _delete(store: Path, folder: Path) -> bool:
     return True
 
 
-def _size(folder: Path) -> int:
+def folder_size(folder: Path) -> int:
+    """Return the bytes of all files in a folder."""
     return sum(path.lstat().st_size for path in _files(folder))
 
 

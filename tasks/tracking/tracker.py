@@ -24,6 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 # Read by mlflow when it is imported and when it first connects: hence here, above the import.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -277,6 +278,57 @@ class Tracker:
     def _send(self, kind: str, attached: Path | None = None, **content: Any) -> None:
         event = {"kind": kind, "run": self._named, "time": int(time.time() * 1000), **content}
         self._courier.put(event, attached)
+
+
+def tracked_runs(tracking: Tracking, run_id: str) -> dict[str, int]:
+    """Return the bytes of artifacts in this machine's folders by run: the run itself and those nested in it.
+
+    Raises:
+        ValueError: MLflow does not answer.
+    """
+    if run_id.startswith(LOCAL):
+        return {}  # MLflow never knew it
+    client = _client_of(tracking.uri)
+    try:
+        experiment = client.get_run(run_id).info.experiment_id
+        nested = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run_id}'")
+        found = [*nested, client.get_run(run_id)]
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # deleted there already
+            return {}
+        trouble = f"MLflow at {tracking.uri} does not answer ({_first_line(error)})"
+        raise ValueError(f"{trouble}; nothing is deleted") from error
+    return {run.info.run_id: _artifact_bytes(run.info.artifact_uri) for run in found}
+
+
+def labels_of(tracking: Tracking) -> dict[str, dict[str, str]]:
+    """Return what people have noted of runs, by MLflow's ids: `note` and `favorite`."""
+    client, labels, token = _client_of(tracking.uri), {}, None
+    while True:
+        runs = client.search_runs([experiment_id(tracking)], "tags.`redream.flow` = 'generate'", page_token=token)
+        for run in runs:
+            labels[run.info.run_id] = {name: run.data.tags.get(f"redream.{name}", "") for name in ("note", "favorite")}
+        if not (token := runs.token):
+            return labels
+
+
+def delete_tracked(tracking: Tracking, run_ids: Sequence[str]) -> None:
+    """Delete runs with their artifacts."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    client = _client_of(tracking.uri)
+    for run_id in run_ids:
+        address = client.get_run(run_id).info.artifact_uri
+        with suppress(MlflowException, OSError):  # a store that cannot delete keeps them
+            get_artifact_repository(str(address), tracking_uri=tracking.uri).delete_artifacts()
+        client.delete_run(run_id)
+
+
+def _artifact_bytes(address: str | None) -> int:
+    folder = Path(unquote(urlsplit(address or "").path))
+    if not (address or "").startswith(("file:", "/")) or not folder.is_dir():
+        return 0
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def deliver_leftovers(tracking: Tracking) -> tuple[int, int]:

@@ -119,7 +119,7 @@ def test_batch_makes_what_it_can_and_then_only_what_is_missing_in_minutes(
     output, messages = first.communicate(timeout=TIMEOUT)
     assert first.returncode == 1, messages
     made = json.loads(output)
-    assert [outcome["state"] for outcome in made["outcomes"]] == ["done", "done", "failed", "skipped"]
+    assert [outcome["state"] for outcome in made["outcomes"]] == ["done", "done", "failed", "reused"]
     assert "the field is empty" in made["outcomes"][2]["reason"]
     assert made["outcomes"][3]["reason"] == "the same as line 1"
     page = Path(made["gallery"]).read_text()
@@ -136,7 +136,7 @@ def test_batch_makes_what_it_can_and_then_only_what_is_missing_in_minutes(
     prompts[2]["settings"] = {"export.density_threshold": 1.0}
     file.write_text("".join(json.dumps(entry) + "\n" for entry in prompts))
     again = result(started("batch", str(file), *asking(world, out)))
-    assert [outcome["state"] for outcome in again["outcomes"]] == ["skipped", "skipped", "done", "skipped"]
+    assert [outcome["state"] for outcome in again["outcomes"]] == ["reused", "reused", "done", "reused"]
 
 
 @pytest.mark.timeout(3 * TIMEOUT)

@@ -11,7 +11,7 @@ import pytest
 
 from flows.batches.making import command_of
 from flows.batches.on_workers import Over
-from flows.batches.outcomes import outcome_of_child, outcome_of_submitted, skipped
+from flows.batches.outcomes import outcome_of_child, outcome_of_submitted, reused
 from flows.processes.child_processes import Ended
 from flows.requests.prompt_files import Member
 from flows.requests.request import checked_request
@@ -105,8 +105,8 @@ def test_a_submitted_run_whose_files_are_elsewhere_is_done_and_says_so(member, r
 
 
 def test_what_was_made_before_keeps_its_run_and_metrics(member) -> None:
-    outcome = skipped(member, "one", "made before", {"clip": 0.5})
-    assert (outcome.state, outcome.run_id, outcome.reason) == ("skipped", "one", "made before")
+    outcome = reused(member, "one", "made before", {"clip": 0.5})
+    assert (outcome.state, outcome.run_id, outcome.reason) == ("reused", "one", "made before")
     assert (outcome.line, outcome.seed, outcome.metrics) == (4, 5, {"clip": 0.5})
 
 

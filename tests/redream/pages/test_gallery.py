@@ -46,4 +46,4 @@ def test_timeline_fills_its_width_in_proportion() -> None:
 
 
 def test_batch_without_times_has_no_timeline() -> None:
-    assert "<svg" not in render_gallery("batch", "", [GalleryItem(prompt="a", state="skipped")])
+    assert "<svg" not in render_gallery("batch", "", [GalleryItem(prompt="a", state="reused")])
