@@ -36,7 +36,7 @@ METHODS = ("sds", "vsd", "redream")
 ASSET = "asset"
 NUM_PROMPTS = 6
 TURNTABLE_SIZE = 64  # pixels; nobody watches them
-HIGHER_IS_BETTER = ("clip_score",)
+HIGHER_IS_BETTER = ("clip_",)
 GAP = 16  # pixels between pictures
 SHEET_COLUMNS = 6  # of the evaluation's sheet of twelve views
 

@@ -19,7 +19,7 @@ from flows.batches.on_workers import cancel_submitted
 from flows.batches.outcomes import MISSING, Outcome, not_made
 from flows.batches.reporting import deliver_batch
 from flows.processes.stopped_state import name_stopped
-from flows.requests.parameters import MethodName, Place, PresetName, Processes, Prompts, Seeds, Settings
+from flows.requests.parameters import HiddenPlace, MethodName, Place, PresetName, Processes, Prompts, Seeds, Settings
 from flows.requests.prompt_files import Defaults, Member, checked_members, read_members
 from flows.requests.request import DEFAULT_OUT, checked_out
 from tasks.machinery.progress import say
@@ -51,7 +51,7 @@ def batch(
     settings: Settings = {},
     workers: Processes = 0,
     gpus: Processes = 0,
-    out: Place = DEFAULT_OUT,
+    out: HiddenPlace = DEFAULT_OUT,
 ) -> dict[str, Any]:
     """Make an object of every prompt and seed; returns `run_id`, `gallery` and `outcomes`.
 

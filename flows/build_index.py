@@ -14,7 +14,7 @@ from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture, as_completed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows.requests.parameters import CatalogName, Licenses, Place, PresetName, Settings
+from flows.requests.parameters import CatalogName, HiddenPlace, Licenses, Place, PresetName, Settings
 from flows.requests.request import DEFAULT_OUT, checked_config, checked_out, checked_runner
 from redream.settings import RetrievalConfig
 from tasks.indexing import (
@@ -44,7 +44,7 @@ def build_index(
     licenses: Licenses = [],
     renders: Place = "",
     index: Place = "",
-    out: Place = DEFAULT_OUT,
+    out: HiddenPlace = DEFAULT_OUT,
 ) -> IndexPlace:
     """Build the index of a catalog, or bring it up to date.
 

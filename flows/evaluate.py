@@ -6,7 +6,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows.requests.parameters import Place, RunIds, Settings
+from flows.requests.parameters import HiddenPlace, RunIds, Settings
 from flows.requests.request import DEFAULT_OUT, checked_config, checked_out
 from tasks.evaluation import evaluate, load_reports
 from tasks.machinery.devices import needed_gib
@@ -18,7 +18,7 @@ from tasks.runs.run import open_run, record_result
 def evaluate_runs(
     run_ids: RunIds,
     settings: Settings = {},
-    out: Place = DEFAULT_OUT,
+    out: HiddenPlace = DEFAULT_OUT,
 ) -> dict[str, dict[str, Any]]:
     """Measure the objects of finished runs; returns `metrics` and the per-view `reports` by run.
 

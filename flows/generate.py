@@ -14,7 +14,17 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.build_index import find_index
 from flows.processes.stopped_state import name_stopped
-from flows.requests.parameters import Assets, BatchId, MethodName, Place, PresetName, Prompt, Seed, Settings
+from flows.requests.parameters import (
+    Assets,
+    BatchId,
+    HiddenPlace,
+    MethodName,
+    Place,
+    PresetName,
+    Prompt,
+    Seed,
+    Settings,
+)
 from flows.requests.plan import stages_of
 from flows.requests.request import DEFAULT_OUT, Request, checked_request
 from redream.overrides import with_overrides
@@ -56,7 +66,7 @@ def generate(
     index: Place = "",
     assets: Assets = [],
     settings: Settings = {},
-    out: Place = DEFAULT_OUT,
+    out: HiddenPlace = DEFAULT_OUT,
     batch: BatchId = "",
 ) -> Made:
     """Generate a 3D object from a prompt.

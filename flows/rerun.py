@@ -11,7 +11,7 @@ from prefect.runtime import flow_run
 
 from flows.generate import THREADS, make
 from flows.processes.stopped_state import name_stopped
-from flows.requests.parameters import Place, RunId, Settings, StageName
+from flows.requests.parameters import HiddenPlace, RunId, Settings, StageName
 from flows.requests.plan import checked_rerun
 from flows.requests.request import DEFAULT_OUT
 from tasks.machinery.devices import needed_gib
@@ -26,7 +26,7 @@ from tasks.runs.run import Repeats, open_run
     on_crashed=[name_stopped],
     on_cancellation=[name_stopped],
 )
-def rerun(run_id: RunId, from_stage: StageName = "", settings: Settings = {}, out: Place = DEFAULT_OUT) -> Made:
+def rerun(run_id: RunId, from_stage: StageName = "", settings: Settings = {}, out: HiddenPlace = DEFAULT_OUT) -> Made:
     """Repeat a run in part.
 
     Args:
@@ -38,7 +38,9 @@ def rerun(run_id: RunId, from_stage: StageName = "", settings: Settings = {}, ou
     asked = checked_rerun(run_id, from_stage, settings, out)
     request, parent = asked.request, asked.parent
     salts = {**parent.get("salts", {}), **dict.fromkeys(asked.redone, str(flow_run.id))}
-    repeats = Repeats(run_id=run_id, mlflow_run_id=parent["mlflow"]["run_id"], salts=salts)
+    words = [f"{name}={value}" for name, value in settings.items()] + ([f"from {from_stage}"] if from_stage else [])
+    change = ", ".join(words)[:120] or "goes on"
+    repeats = Repeats(run_id=run_id, mlflow_run_id=parent["mlflow"]["run_id"], salts=salts, change=change)
     parameters = request.parameters()
     gpu_gib = needed_gib(request.config)
     with open_run(

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from redream.distill.particle import Particle
     from redream.metrics.report import EvaluationReport
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 VIEWS_PER_BATCH = 8
 MODEL_SETTINGS = ("clip_models", "lpips_backbones", "judge")
 
@@ -126,13 +126,14 @@ def _mean_summary(reports: list[EvaluationReport]) -> dict[str, float]:
 
 def _write_views(path: Path, reports: list[EvaluationReport], azimuth_deg: list[float]) -> None:
     """Write a line for each view, which MLflow shows as a table; A-LPIPS is that of the view and the next."""
-    from redream.metrics.report import metric_key
+    from redream.metrics.report import metric_keys
 
     with path.open("w", newline="") as file:
         table = csv.writer(file)
         for number, report in enumerate(reports):
-            scores = {metric_key("clip_score", name): values for name, values in report.clip_score_per_view.items()}
-            scores |= {metric_key("a_lpips", name): values for name, values in report.a_lpips_per_pair.items()}
+            clips, distances = report.clip_score_per_view, report.a_lpips_per_pair
+            scores = dict(zip(metric_keys("clip", clips), clips.values(), strict=True))
+            scores |= zip(metric_keys("lpips", distances), distances.values(), strict=True)
             if number == 0:
                 table.writerow(["particle", "view", "azimuth_deg", *scores])
             for view, azimuth in enumerate(azimuth_deg):

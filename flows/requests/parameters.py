@@ -10,6 +10,7 @@ import re
 from typing import Annotated, Any, get_args, get_type_hints
 
 from pydantic import Field, StringConstraints, TypeAdapter
+from pydantic.json_schema import SkipJsonSchema
 
 from flows.requests.columns import STUDIES
 from flows.requests.plan import NEEDS
@@ -50,7 +51,9 @@ LIMITS: dict[str, Any] = {
 Settings = Annotated[dict[str, Any], Field(json_schema_extra=LIMITS)]
 # As `new_run_id` makes them: no dots and no slashes, so that none leaves the folder of the runs.
 RunId = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[a-z0-9][a-z0-9-]*$")]
-BatchId = Annotated[str, StringConstraints(max_length=100, pattern=r"^[a-z0-9-]*$")]
+# What commands and batches say to each other has no field in Prefect's form.
+HiddenPlace = Annotated[Place, SkipJsonSchema()]
+BatchId = Annotated[str, StringConstraints(max_length=100, pattern=r"^[a-z0-9-]*$"), SkipJsonSchema()]
 StageName = Annotated[str, Field(json_schema_extra={"enum": ["", *NEEDS]})]
 RunIds = Annotated[list[RunId], Field(min_length=1, max_length=1000)]
 Licenses = Annotated[list[Annotated[str, StringConstraints(max_length=20)]], Field(max_length=20)]

@@ -230,7 +230,11 @@ def _start_all(supervisor: Supervisor, asked: Serving, say: Callable[[str], None
             "mlflow_url": asked.mlflow_url,
         },
     )
-    say(f"Prefect:  {asked.prefect_api.removesuffix('/api')}/deployments")
+    pages = asked.prefect_api.removesuffix("/api")
+    say(f"Prefect:  {pages}/deployments")
+    _, form = ask(f"{asked.prefect_api}/deployments/name/generate/generate", os.environ.get(PREFECT_SECRET, ""))
+    if isinstance(form, dict):
+        say(f"form:     {pages}/deployments/deployment/{form['id']}/run")
     say(f"MLflow:   {runs}")
     say(f"results:  {asked.out / 'runs'}   logs: {supervisor.logs}")
     say("ready (Ctrl-C stops it)")

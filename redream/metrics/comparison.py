@@ -14,10 +14,11 @@ from statistics import fmean
 import numpy as np
 from scipy import stats
 
+from redream.metrics.kinds import kind_of
+
 CONFIDENCE = 0.95
 NUM_RESAMPLES = 9999
 MIN_PROMPTS = 5  # of an interval: fewer values can be resampled in too few ways
-HIGHER_IS_BETTER = ("clip_",)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,4 +152,5 @@ def best_column(comparison: Comparison, metric: str) -> str:
 
 def is_higher_better(metric: str) -> bool:
     """Tell whether an object is better for a higher value, as with CLIP scores; of the others less is better."""
-    return metric.startswith(HIGHER_IS_BETTER)
+    kind = kind_of(metric)
+    return kind is not None and kind.is_higher_better

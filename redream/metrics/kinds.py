@@ -1,4 +1,4 @@
-"""What each kind of metric says, for people: its direction, and what it rewards although that is not better."""
+"""What each kind of metric says, for people: its direction, and what it takes for good although it is not."""
 
 from __future__ import annotations
 
@@ -7,36 +7,36 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Kind:
-    """A kind of metric; `prefix` begins the names of its averages."""
+    """A kind of metric; one of `prefixes` begins the names of its averages, also of those in older runs."""
 
-    prefix: str
-    title: str
+    prefixes: tuple[str, ...]
     is_higher_better: bool
     caveat: str
 
 
-KINDS = (
-    Kind(
-        prefix="clip",
-        title="CLIP score",
-        is_higher_better=True,
-        caveat="Also rewards a front on every side: each view is compared with the prompt by itself.",
-    ),
-    Kind(
-        prefix="a_lpips",
-        title="A-LPIPS",
-        is_higher_better=False,
-        caveat="Also rewards an object that looks the same from all sides, such as a ball.",
-    ),
-    Kind(
-        prefix="wrong_front_share",
-        title="false fronts",
-        is_higher_better=False,
-        caveat="Also rewards an object that has no front at all.",
-    ),
+CLIP_SCORE = Kind(
+    prefixes=("clip_",),
+    is_higher_better=True,
+    caveat="CLIP scores reward pictures that look like the words: a second face costs nothing.",
 )
+A_LPIPS = Kind(
+    prefixes=("lpips_", "a_lpips"),
+    is_higher_better=False,
+    caveat="A-LPIPS rewards views that change little from one to the next: a featureless ball has the best value.",
+)
+WRONG_FRONTS = Kind(
+    prefixes=("wrong_front_share",),
+    is_higher_better=False,
+    caveat="The share of wrong fronts rewards an object without any face.",
+)
+JANUS = Kind(
+    prefixes=("janus",),
+    is_higher_better=False,
+    caveat="The Janus rate counts objects with a front among the views from behind, by a judge that errs itself.",
+)
+KINDS = (CLIP_SCORE, A_LPIPS, WRONG_FRONTS, JANUS)
 
 
 def kind_of(name: str) -> Kind | None:
-    """Return the kind of an average by its name, such as that of `clip_score_mini_clip_eval_a`."""
-    return next((kind for kind in KINDS if name.startswith(kind.prefix)), None)
+    """Return the kind of an average by its name, such as `clip_a`."""
+    return next((kind for kind in KINDS if name.startswith(kind.prefixes)), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -32,9 +32,9 @@ class EvaluationReport:
     wrong_front_share: float | None = None  # None where no judge was at hand
 
     def summary(self) -> dict[str, float]:
-        """Return the averages under flat metric keys, such as `a_lpips_vgg` and `a_lpips_mini_perceptual_a`."""
-        means = {metric_key("clip_score", name): value for name, value in self.clip_score.items()}
-        means |= {metric_key("a_lpips", name): value for name, value in self.a_lpips.items()}
+        """Return the averages under short metric keys, such as `clip_a` and `lpips_vgg`."""
+        means = dict(zip(metric_keys("clip", self.clip_score), self.clip_score.values(), strict=True))
+        means |= zip(metric_keys("lpips", self.a_lpips), self.a_lpips.values(), strict=True)
         return means if self.wrong_front_share is None else means | {"wrong_front_share": self.wrong_front_share}
 
 
@@ -65,9 +65,22 @@ def evaluate_views(
     )
 
 
-def metric_key(metric: str, model: str) -> str:
-    """Join metric and model to a key of letters, digits and underscores."""
-    return f"{metric}_{re.sub(r'[^a-z0-9]+', '_', model.lower()).strip('_')}"
+def metric_keys(metric: str, models: Iterable[str]) -> list[str]:
+    """Join a metric with each of its models to keys of letters, digits and underscores.
+
+    The model's last word tells models apart, such as `a` in `mini:clip-eval-a`; where it does not, its whole name does.
+    """
+    models = list(models)
+    for words in (_last_word, str):
+        keys = [f"{metric}_{re.sub(r'[^a-z0-9]+', '_', words(model).lower()).strip('_')}" for model in models]
+        if len(set(keys)) == len(keys):
+            break
+    return keys
+
+
+def _last_word(model: str) -> str:
+    """Return the weights that a model's name ends with, without what says only what kind of model it is."""
+    return re.sub(r"^(mini:)?((clip|eval|perceptual)-)*", "", model.rpartition("/")[2])
 
 
 def _mean(values: Sequence[float]) -> float:

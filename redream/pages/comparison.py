@@ -12,16 +12,9 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from redream.metrics.comparison import Comparison, Interval, Row, best_column, is_higher_better
+from redream.metrics.kinds import kind_of
 from redream.pages.comparison_tables import plus_minus
 from redream.pages.page import FOLDER, page_environment, source_hash
-
-# What a metric takes for good and is not, by the beginning of its name.
-FOOTNOTES = {
-    "clip_": "CLIP scores reward pictures that look like the words: a second face costs nothing.",
-    "a_lpips": "A-LPIPS rewards views that change little from one to the next: a featureless ball has the best value.",
-    "wrong_front_share": "The share of wrong fronts rewards an object without any face.",
-    "janus": "The Janus rate counts objects with a front among the views from behind, by a judge that errs itself.",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +65,7 @@ def render_comparison(
 
 def footnotes(metrics: Sequence[str]) -> list[str]:
     """Return what each kind of metric rewards wrongly."""
-    return list(dict.fromkeys(note for name in metrics for start, note in FOOTNOTES.items() if name.startswith(start)))
+    return list(dict.fromkeys(kind.caveat for name in metrics if (kind := kind_of(name)) is not None))
 
 
 def is_clear(interval: Interval) -> bool:

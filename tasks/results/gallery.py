@@ -35,7 +35,7 @@ def run_item(out: Path, record: Mapping[str, Any], place: str, label: Mapping[st
     return GalleryItem(
         prompt=record["prompt"],
         state=record["state"],
-        reason="" if record["state"] in ("finished", "running") else str(record.get("error", "")),
+        reason=str(record.get("error", "")) if record["state"] in ("failed", "crashed") else "",
         subtitle=f"{began:%Y-%m-%d %H:%M}, {', '.join(words)}",
         thumbnail=thumbnail(out, record),
         link=f"{place}/{record['run_id']}/page.html" if (folder / "page.html").is_file() else "",

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from redream.metrics.kinds import KINDS
+from redream.metrics.kinds import A_LPIPS, CLIP_SCORE, WRONG_FRONTS
 from tasks.distillation import PREVIEWS
 from tasks.evaluation import load_reports
 from tasks.exporting import MESH, POSTER, TURNTABLE, thumbnail
@@ -173,7 +173,7 @@ def _metrics(outputs: Mapping[str, Output]) -> list[PageMetric]:
 
     if "evaluate" not in outputs:
         return []
-    metrics, caveats = [], {kind.prefix: kind.caveat for kind in KINDS}
+    metrics = []
     reports = load_reports(outputs["evaluate"])
     for number, report in enumerate(reports):
         particle = f", particle {number}" if len(reports) > 1 else ""
@@ -184,7 +184,7 @@ def _metrics(outputs: Mapping[str, Output]) -> list[PageMetric]:
                     model=model,
                     value=value,
                     is_higher_better=True,
-                    caveat=caveats["clip"],
+                    caveat=CLIP_SCORE.caveat,
                     values=tuple(report["clip_score_per_view"][model]),
                 )
             )
@@ -195,7 +195,7 @@ def _metrics(outputs: Mapping[str, Output]) -> list[PageMetric]:
                     model=model,
                     value=value,
                     is_higher_better=False,
-                    caveat=caveats["a_lpips"],
+                    caveat=A_LPIPS.caveat,
                     values=tuple(report["a_lpips_per_pair"][model]),
                 )
             )
@@ -207,7 +207,7 @@ def _metrics(outputs: Mapping[str, Output]) -> list[PageMetric]:
                     is_higher_better=False,
                     value=report["wrong_front_share"],
                     note="Share of the views from behind.",
-                    caveat=caveats["wrong_front_share"],
+                    caveat=WRONG_FRONTS.caveat,
                 )
             )
     return metrics

@@ -77,6 +77,7 @@ class Repeats:
     run_id: str
     mlflow_run_id: str
     salts: dict[str, str]
+    change: str = ""  # what differs, in a few words
 
 
 @contextmanager
@@ -159,7 +160,8 @@ def open_run(
         },
     )
     try:
-        tracker.create(prompt[:80], tags, run_note(prompt, run_id, tags))
+        shown = f"{prompt[:80]} ({repeats.change})" if repeats is not None and repeats.change else prompt[:80]
+        tracker.create(shown, tags, run_note(prompt, run_id, tags))
         tracker.log_params({**request, **settings})
         if config is not None:
             tracker.log_text(json.dumps(asdict(config), indent=1), "config.json")

@@ -49,7 +49,7 @@ PAGES = "REDREAM_MLFLOW_PAGES"  # where browsers reach MLflow, if elsewhere than
 VIEW = "redream"  # name of the shared view, in MLflow's own words, that shows the columns which matter
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 # Beside the figures of the last run that finished.
-COLUMNS = ("attributes.`Duration`", "params.`method`", "params.`seed`", "tags.`redream.state`")
+COLUMNS = ("attributes.`Duration`", "params.`preset`", "params.`method`", "params.`seed`", "tags.`redream.state`")
 PARAMS_PER_CALL, METRICS_PER_CALL = 100, 1000  # limits of MLflow's API
 MAX_PARAM_CHARS = 6000
 FLUSH_EVERY_SECONDS = 5.0

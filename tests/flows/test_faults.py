@@ -158,7 +158,7 @@ def test_a_comparison_that_was_killed_ends_with_the_report_of_an_undisturbed_one
     for name in ("report.html", "objects.csv", "comparison.json", "table.tex"):
         one, other = (Path(each["report"]).with_name(name).read_bytes() for each in (made, again))
         assert one == other, name
-    assert set(made["means"]["clip_score_clip_a"]) == {"vsd", "sds"}
+    assert set(made["means"]["clip_a"]) == {"vsd", "sds"}
 
 
 @pytest.mark.timeout(2 * TIMEOUT)

@@ -12,7 +12,7 @@ import torch
 from redream.clip import Clip
 from redream.metrics.a_lpips import ALpips
 from redream.metrics.perceptual import PerceptualNet, pool_config
-from redream.metrics.report import EvaluationReport, evaluate_views, metric_key
+from redream.metrics.report import EvaluationReport, evaluate_views, metric_keys
 
 
 @pytest.fixture
@@ -39,14 +39,17 @@ def test_the_report_survives_json(report: EvaluationReport):
 
 
 def test_a_miniature_figure_is_never_named_like_a_vgg_figure():
-    assert metric_key("a_lpips", "vgg") == "a_lpips_vgg"
-    assert metric_key("a_lpips", "mini:perceptual-a") == "a_lpips_mini_perceptual_a"
-    assert metric_key("clip_score", "ViT-L-14-quickgelu/openai") == "clip_score_vit_l_14_quickgelu_openai"
+    assert metric_keys("lpips", ["vgg", "alex"]) == ["lpips_vgg", "lpips_alex"]
+    assert metric_keys("lpips", ["mini:perceptual-a"]) == ["lpips_a"]
+    assert metric_keys("clip", ["mini:clip-eval-a", "/models/clip-b"]) == ["clip_a", "clip_b"]
+    assert metric_keys("clip", ["ViT-L-14-quickgelu/openai"]) == ["clip_openai"]
+    both = metric_keys("clip", ["ViT-L-14/openai", "ViT-B-32/openai"])  # one word for two models says nothing
+    assert both == ["clip_vit_l_14_openai", "clip_vit_b_32_openai"]
 
 
 def test_the_summary_has_every_average_once(report: EvaluationReport):
     summary = report.summary()
-    assert len(summary) == 3 and "wrong_front_share" in summary and "clip_score_mini_clip_eval_a" in summary
+    assert len(summary) == 3 and "wrong_front_share" in summary and "clip_a" in summary
 
 
 def test_every_figure_is_the_one_computed_by_hand(tiny_clip_folder: Path, tmp_path: Path, generator: torch.Generator):

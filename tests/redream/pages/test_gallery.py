@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from redream.pages.gallery import MAX_LANES, GalleryItem, StageSpan, bars, render_gallery, write_gallery
@@ -47,3 +48,14 @@ def test_timeline_fills_its_width_in_proportion() -> None:
 
 def test_batch_without_times_has_no_timeline() -> None:
     assert "<svg" not in render_gallery("batch", "", [GalleryItem(prompt="a", state="reused")])
+
+
+def test_runs_can_be_sorted_by_each_metric_towards_its_better_end() -> None:
+    first = GalleryItem(prompt="a cube", state="finished", metrics={"clip_a": 0.5, "lpips_a": 0.1}, started=5)
+    second = replace(first, prompt="a ball", note="keep", is_favorite=True, metrics={"clip_a": 0.7})
+    page = render_gallery("All runs", "2 runs", [first, second])
+    assert '<option value="metric-0 up">clip_a, best first</option>' in page
+    assert '<option value="metric-1 down">lpips_a, best first</option>' in page
+    assert 'data-metric-0="0.7" data-metric-1=""' in page  # what was not measured comes last
+    assert "★" in page and "keep" in page and "↑ 0.5" in page and "↓ 0.1" in page
+    assert re.search(r"script-src &#39;sha256-|script-src 'sha256-", page)
