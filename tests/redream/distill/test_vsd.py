@@ -96,7 +96,7 @@ def test_the_loss_of_the_record_is_that_of_the_variational_network() -> None:
 def test_vsd_ends_with_the_mean_and_the_spread_of_the_prior() -> None:
     # From particles that are nearly alike. SDS ends with a spread of .13, that of its steps: all particles at the mean.
     config = replace(VSD, num_particles=32, views_per_step=1, lr_encoding=0.05, lr_mlp=0.05, lr_variational=0.1)
-    run = train(config, 320, seed=7, contrast=0.3)
+    run = train(config, 256, seed=7, contrast=0.3)
     camera = asset(1, num_views=4).camera
     with torch.no_grad():
         shown = [latents(to_images(particle.render(camera, FIELD).rgb)) for particle in run.state.particles]
