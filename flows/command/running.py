@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from flows.processes.child_processes import stop_with_parent
 from flows.processes.environment import prepare_environment, starting_services
 from flows.service.addresses import TAG
 from tasks.machinery.devices import DEVICE, checked_device, require_device
+
+STOPPING = b"\nstopping; what is finished is kept. Once more ends it at once\n"
 
 
 @contextmanager
@@ -33,7 +35,10 @@ def services(out: Path) -> Iterator[None]:
 
     def stop(signal_number: int, frame: object) -> None:
         stop_requested.set()  # for the stages in other threads
-        signal.signal(signal_number, signal.SIG_DFL)  # a second one does not wait for them
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)  # a second one does not wait for them
+        with suppress(OSError):
+            os.write(2, STOPPING)  # at once, whatever else is writing
         # Typer would swallow KeyboardInterrupt, with what a run has to say of how it goes on.
         raise Stopped("Ctrl-C") if signal_number == signal.SIGINT else SystemExit(143)
 

@@ -170,3 +170,9 @@ def test_local_model_is_known_by_its_name_and_content(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps({"clip_model": "my clip@0123456789abcdef"}))
     settings = {"retrieval.clip_model": str(tmp_path / "my clip")}
     checked_request("a red cube", out=tmp_path, index=str(tmp_path), settings=settings)
+
+
+def test_prior_of_another_kind_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_lora_weights.safetensors").touch()
+    with pytest.raises(ValueError, match="is a LoRA, which changes a model and is not one"):
+        checked_request("a car", out=tmp_path / "out", settings={"prior.model": str(tmp_path)})

@@ -54,7 +54,7 @@ def test_a_sharded_network_opens(copied, v_prior_folder) -> None:
     shutil.rmtree(copied / "unet")
     unet.save_pretrained(copied / "unet", max_shard_size="30KB")
     assert len(list((copied / "unet").glob("*.safetensors"))) > 1
-    assert torch.equal(predicted(load(copied)), predicted(load(v_prior_folder)))
+    assert torch.allclose(predicted(load(copied)), predicted(load(v_prior_folder)), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", list(TINY))
