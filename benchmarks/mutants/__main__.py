@@ -8,16 +8,18 @@
 Every result is kept in `.mutants/results.jsonl` at once, so a killed run continues. Why a runner of our own over the
 operators of mutmut: mutmut 3 leaves out decorated functions (here all under `torch.no_grad`, all stages, compiled
 kernels) and what stands at the top of a module, and cosmic-ray starts a process per mutant, whose imports take 15
-seconds. Here one process imports everything and forks for each mutant; a fork imports again what depends on it.
+seconds. Here one process imports all libraries and forks for each mutant. It leaves our own modules to the forks: in a
+process that has them, what is imported again meets beartype's memory of the classes of before.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
 import hashlib
+import importlib
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -25,16 +27,15 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterator
-from contextlib import redirect_stdout, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-
-import pytest
 
 from benchmarks.mutants.operators import Mutant, mutants_of
 
 ROOT, HERE = Path(__file__).parents[2], Path(__file__).parent
+OURS = ("redream", "index_build", "tasks", "flows", "tests", "benchmarks", "conftest")
 FILES = tomllib.loads((HERE / "files.toml").read_text())
 CHANGES = tomllib.loads((HERE / "changes.toml").read_text())["change"]
 EQUIVALENT = tomllib.loads((HERE / "equivalent.toml").read_text())
@@ -71,7 +72,7 @@ def mirror(path: str) -> str:
 
 
 class Copy:
-    """A copy of the working tree in which files are changed and tests run; mistakes are imported in forks alone."""
+    """A copy of the working tree in which files are changed and tests run; this process never imports our code."""
 
     def __init__(self, folder: Path) -> None:
         self.root, self.changes = folder / "tree", int(time.time())
@@ -84,20 +85,19 @@ class Copy:
         os.chdir(self.root)
         os.environ["PYTHONPATH"] = str(self.root)
         sys.path[:] = [str(self.root), *(entry for entry in sys.path if Path(entry or ".").resolve() != ROOT)]
-        for name in [name for name in sys.modules if name.partition(".")[0] == "benchmarks"]:
-            del sys.modules[name]  # a test may import others of them, from the copy
-        self.is_hooked = False
+        runpy.run_path("tests/conftest.py")  # sets the environment that the libraries read as they are imported
+        import pytest  # noqa: F401
 
     def write(self, path: str, source: str) -> None:
         (self.root / path).write_text(source)
         self.changes += 2  # compiled modules are recognised by the second of their source
         os.utime(self.root / path, (self.changes, self.changes))
 
-    def run(self, path: str, tests: list[str], seconds: float) -> str:
-        """Run the tests in a fork that imports a file again, and tell how it ended: `passed`, `failed` or `late`."""
+    def run(self, tests: list[str], seconds: float) -> str:
+        """Run the tests in a fork, and tell how it ended: `passed`, `failed` or `late`."""
         child = os.fork()
         if child == 0:
-            self._test(path, tests)
+            self._test(tests)
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             done, status = os.waitpid(child, os.WNOHANG)
@@ -109,15 +109,17 @@ class Copy:
         os.waitpid(child, 0)
         return "late"
 
-    def _test(self, path: str, tests: list[str]) -> None:
+    def _test(self, tests: list[str]) -> None:
         os.setsid()
         log = os.open("pytest.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 1), os.dup2(log, 2)
+        import pytest
+
         code = 3
         try:
-            for name in dependents(path, self.root):
-                del sys.modules[name]
-            code = int(pytest.main([*SETTING, "--jaxtyping-packages=", *tests]))  # the hook is there already
+            code = int(pytest.main([*SETTING, *tests]))
+            names = [name for name in list(sys.modules) if name.split(".")[0] not in OURS]
+            Path("modules.json").write_text(json.dumps(names))
         finally:
             os._exit(code)
 
@@ -125,36 +127,18 @@ class Copy:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(child, signal.SIGKILL)
 
-    def measure(self, path: str, tests: list[str]) -> float:
-        """Import here what the tests import, and return how long they take on the code as it is."""
-        hook = ["--jaxtyping-packages="] if self.is_hooked else []
-        with open("pytest.log", "w") as log, redirect_stdout(log):
-            pytest.main([*SETTING, *hook, "--collect-only", *tests])
-        self.is_hooked = True
+    def measure(self, tests: list[str]) -> float:
+        """Run the tests on the code as it is, import here what they imported, and return how long they take then."""
         start = time.monotonic()
-        if self.run(path, tests, 600) != "passed":
+        if self.run(tests, 600) != "passed":
             raise SystemExit(f"the tests fail without a mistake, see {self.root}/pytest.log: {' '.join(tests)}")
-        return time.monotonic() - start
-
-
-def dependents(path: str, root: Path) -> set[str]:
-    """Return the imported modules of the tree that a file is one of, or that import it, directly or not."""
-    loaded = {name: file for name, module in sys.modules.items() if (file := getattr(module, "__file__", None))}
-    ours = {name: file for name, file in loaded.items() if Path(file).is_relative_to(root)}
-    found = {name for name, file in ours.items() if Path(file) == root / path}
-    imports = {name: _imports(file) for name, file in ours.items()}
-    while more := {name for name, needs in imports.items() if name not in found and needs & found}:
-        found |= more
-    return found
-
-
-@cache
-def _imports(file: str) -> frozenset[str]:
-    nodes = list(ast.walk(ast.parse(Path(file).read_text())))
-    froms = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
-    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    names |= {str(node.module) for node in froms}
-    return frozenset(names | {f"{node.module}.{alias.name}" for node in froms for alias in node.names})
+        seconds = time.monotonic() - start
+        for name in json.loads(Path("modules.json").read_text()):
+            try:
+                importlib.import_module(name)
+            except Exception:  # noqa: S112, BLE001 - a child imports it itself then
+                continue
+        return seconds
 
 
 def read_results(path: Path) -> dict[str, dict]:
@@ -192,12 +176,12 @@ def try_all(work: list[Target], results_path: Path, folder: Path, again: bool) -
         files = _files(target)
         if mutants and files not in seconds:
             together = [test for other, some in todo if some and _files(other) == files for test in other.tests]
-            seconds[files] = copy.measure(target.path, list(dict.fromkeys(together)))
+            seconds[files] = copy.measure(list(dict.fromkeys(together)))
         for mutant in mutants:
             source = mutant.write()
             copy.write(target.path, source)
             began = time.monotonic()
-            outcome = copy.run(target.path, target.tests, 60 + 5 * seconds[files])
+            outcome = copy.run(target.tests, 60 + 5 * seconds[files])
             row = {
                 "key": key_of(target.path, mutant),
                 "line": mutant.line,
