@@ -179,11 +179,12 @@ def die_in_a_run() -> Iterator[Callable[..., str]]:
     with subprocess.Popen(
         command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
-        assert process.stdin is not None and process.stdout is not None
+        asked, answered = process.stdin, process.stdout
+        assert asked is not None and answered is not None
 
         def die(out: Path, uri: str = "", is_early: bool = False) -> str:
-            print(json.dumps([str(out), uri, is_early]), file=process.stdin, flush=True)
-            assert process.stdout.readline().strip() == "-9"
+            print(json.dumps([str(out), uri, is_early]), file=asked, flush=True)
+            assert answered.readline().strip() == "-9"
             (record,) = list_runs(out)
             return record["run_id"]
 
