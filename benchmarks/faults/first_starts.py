@@ -109,12 +109,15 @@ def open_folder(out: Path) -> None:
 
 def _fork(out: Path) -> int:
     """Open a folder in a process of its own; returns its id."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until the child has its own handlers
     if pid := os.fork():
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         return pid
     code = 1
     try:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as commands do
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         open_folder(out)
         code = 0
     except Exception:

@@ -248,7 +248,15 @@ def _runs_address(asked: Serving) -> str:
     )
 
     artifacts = str(asked.out / "mlartifacts") if keeps_artifacts_in_a_folder(os.environ) else ""
-    return runs_address(asked.mlflow_url, Tracking(uri=asked.mlflow_url, artifacts=artifacts, spool=""))
+    tracking = Tracking(uri=asked.mlflow_url, artifacts=artifacts, spool="")
+    deadline = time.monotonic() + START_SECONDS
+    while True:  # on a busy machine the first questions take longer than its client waits
+        try:
+            return runs_address(asked.mlflow_url, tracking)
+        except ConnectionError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1.0)
 
 
 def _drain(supervisor: Supervisor, stops: list[int], say: Callable[[str], None]) -> None:

@@ -157,13 +157,16 @@ def runs_address(server: str, tracking: Tracking) -> str:
 
     Raises:
         RuntimeError: MLflow refuses, for the want of a password perhaps.
+        ConnectionError: it does not answer, or not in time.
     """
     try:
         client, experiment = _client_of(tracking.uri), experiment_id(tracking)
         if VIEW_TAG not in client.get_experiment(experiment).tags:
             _show_columns(client, experiment, COLUMNS)
     except MlflowException as error:
-        raise RuntimeError(f"MLflow at {tracking.uri} refuses: {reason(error)}") from error
+        if _is_refusal(error):
+            raise RuntimeError(f"MLflow at {tracking.uri} refuses: {reason(error)}") from error
+        raise ConnectionError(f"MLflow at {tracking.uri} does not answer: {reason(error)}") from error
     return f"{server}/#/experiments/{experiment}/runs?viewStateShareKey={VIEW}"
 
 

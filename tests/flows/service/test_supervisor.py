@@ -19,6 +19,7 @@ import pytest
 
 from flows.command import app
 from flows.processes.environment import SERVING_FILE, read_serving
+from flows.service import supervisor
 from flows.service.addresses import Serving, ask, checked_serving, has_secrets, is_loopback, serving_environment
 from flows.service.supervisor import Service, Supervisor
 from tests.flows import services
@@ -163,6 +164,18 @@ def test_service_that_ends_instead_of_answering_is_reported_with_its_last_words(
     supervisor.start(broken)
     with pytest.raises(RuntimeError, match=r"broken ended with code 3; .*broken\.log ends with: no database"):
         supervisor.wait_for(broken, lambda: False)
+
+
+def test_an_mlflow_that_is_slow_at_first_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [ConnectionError("no answer in time"), "http://127.0.0.1:5000/#/experiments/1/runs"]
+
+    def slow(server: str, tracking: object) -> str:
+        if isinstance(answer := answers.pop(0), Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr("tasks.tracking.tracker.runs_address", slow)
+    assert supervisor._runs_address(Serving(out=tmp_path)).endswith("/1/runs")
 
 
 def test_stopping_a_service_ends_what_it_started_even_if_it_does_not_listen(tmp_path: Path) -> None:
