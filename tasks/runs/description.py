@@ -59,7 +59,20 @@ def reason_of(out: Path, record: Mapping[str, Any]) -> str:
         return ""
     why = {"stopped": "stopped", "crashed": "its process died"}.get(state) or str(record.get("error", "failed"))
     run = f"{run_id}{out_option(out)}"
-    return f"{why}; `redream rerun {run}` goes on; `redream export {run}` makes a mesh of what is there"
+    mesh = f"; `redream export {run}` makes a mesh of what is there" if has_field(out, record) else ""
+    return f"{why}; `redream rerun {run}` goes on{mesh}"
+
+
+def has_field(out: Path, record: Mapping[str, Any]) -> bool:
+    """Tell whether a training of a run has saved a field."""
+    for stage in ("warm_up", "distill"):
+        entry = record["stages"].get(stage, {"state": ""})
+        if entry["state"] in ("computed", "cached"):
+            return True
+        checkpoint = out / "store" / "partial" / stage / entry.get("key", "") / "checkpoint"
+        if entry["state"] and (checkpoint / "state" / "state.pt").is_file():
+            return True
+    return False
 
 
 def out_option(out: Path) -> str:
