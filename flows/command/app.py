@@ -112,7 +112,7 @@ def command() -> None:
         raise
 
 
-def _words(error: Exception) -> str:
+def _words(error: BaseException) -> str:
     if isinstance(error, FAULTS):
         return f"a fault of redream itself: {type(error).__name__}: {error}"
     return str(error) if isinstance(error, RuntimeError) and str(error) else reason(error)
