@@ -14,12 +14,22 @@ from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture, as_completed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows.requests.parameters import CatalogName, HiddenPlace, Licenses, Place, PresetName, Settings
+from flows.requests.parameters import (
+    CatalogName,
+    HiddenPlace,
+    Licenses,
+    Place,
+    PresetName,
+    Prompts,
+    Settings,
+    ViewsName,
+)
 from flows.requests.request import DEFAULT_OUT, checked_config, checked_out, checked_runner
 from redream.settings import RetrievalConfig
 from tasks.indexing import (
     CatalogRequest,
     IndexPlace,
+    add_pictures,
     assemble_index,
     build_lock,
     built_index,
@@ -27,6 +37,7 @@ from tasks.indexing import (
     given_index,
     index_miniature,
     plan_index,
+    wanted_pictures,
 )
 from tasks.machinery.devices import SMALL_GIB, asked_device, find_gpus
 from tasks.machinery.progress import track
@@ -43,6 +54,8 @@ def build_index(
     captions: Place = "",
     licenses: Licenses = [],
     renders: Place = "",
+    views: ViewsName = "all",
+    warm: Prompts = [],
     index: Place = "",
     out: HiddenPlace = DEFAULT_OUT,
 ) -> IndexPlace:
@@ -55,21 +68,24 @@ def build_index(
         captions: CSV of captions; empty for what the meshes say of themselves.
         licenses: keep only assets under these, such as cc0 and by; empty keeps all.
         renders: folder of Cap3D's published renders, to embed these instead of own ones.
+        views: all, or none to embed captions alone; searches then add the pictures that they need.
+        warm: with views none, prompts whose candidates get their pictures now.
         index: folder of the index; by default below `out`, and for the miniature in the store.
         out: folder of runs and stage outputs, on the worker's machine.
     """
     config = checked_config(preset, "redream", settings)
     parameters = {"catalog": catalog, "preset": preset, "settings": settings, "captions": captions}
-    parameters |= {"licenses": licenses, "renders": renders, "index": index}
+    parameters |= {"licenses": licenses, "renders": renders, "views": views, "warm": warm, "index": index}
     folder = checked_out(out)
     with open_run("build_index", f"index of {catalog}", 0, config, parameters, folder) as run:
-        if catalog == "mini" and not index:
+        if catalog == "mini" and not index and views == "all":
             return built_index(index_miniature.submit(run, config.retrieval).result())
         request = CatalogRequest(
             catalog=catalog,
             captions=captions or None,
             licenses=tuple(licenses),
             renders=renders,
+            has_pictures=views == "all",
             index_dir=index or str(default_index(folder, catalog)),
             cache_dir=str(folder / "cache"),
             retrieval=config.retrieval,
@@ -81,10 +97,18 @@ def build_index(
             started = time.monotonic()
             with asking_for_gpus():
                 shards = [embed_shard.submit(request, plan, number) for number in range(plan.num_shards)]
-            num_reused = plan.num_assets - plan.num_pending
-            for _ in track(_assets_of(shards), "index", plan.num_assets, num_reused):
+            num_reused = plan.num_assets - plan.num_pending if plan.has_pictures else 0
+            total = plan.num_assets if plan.has_pictures else plan.num_pending
+            for _ in track(_assets_of(shards), "index", total, num_reused):
                 pass
-            return assemble_index(run, request, plan, time.monotonic() - started)
+            built = assemble_index(run, request, plan, time.monotonic() - started)
+        if not warm:
+            return built
+        with asking_for_gpus():
+            parts = [add_pictures.submit(request, part) for part in wanted_pictures(run, request, warm)]
+        for _ in track(_assets_of(parts), "pictures", None):
+            pass
+        return given_index(request.index_dir)
 
 
 def default_index(out: Path, catalog: str) -> Path:

@@ -26,8 +26,10 @@ class IndexReport:
     num_assets: int
     num_queries: int
     num_neighbors: int
+    num_pictures: int  # assets whose renders are embedded
     text_recall: float  # share of the exact nearest that text recall finds, from captions of the index
-    cross_recall: float  # the same from renders, which lie as far from captions as prompts do or farther
+    # The same from renders, which lie as far from captions as prompts do or farther; 0 without pictures.
+    cross_recall: float
     image_recall: float  # share of the nearest of N' by float32 cosine that image rerank puts first
     num_missing: int
     num_orphaned: int
@@ -51,7 +53,10 @@ def check_index(index: AssetIndex, num_queries: int = SAMPLE, seed: int = 0) -> 
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.choice(num_assets, min(num_queries, num_assets), replace=False))
     captions = _unit(index.text_vectors[rows])
-    renders = _unit(index.image_vectors[rows].astype(np.float32).mean(axis=1))
+    pictured = index.pictures.rows()
+    shown = np.sort(rng.choice(pictured, min(num_queries, len(pictured)), replace=False))
+    shown = rows if index.pictures.is_complete else shown
+    renders = _unit(index.pictures.of(shown).astype(np.float32).mean(axis=1))
     exact = exact_neighbors(index.text_vectors, np.concatenate([captions, renders]), num_neighbors)
     found = [index.recall(query, num_neighbors)[0] for query in (*captions, *renders)]
     shares = [len(set(a) & set(b)) / num_neighbors for a, b in zip(found, exact, strict=True)]
@@ -60,8 +65,9 @@ def check_index(index: AssetIndex, num_queries: int = SAMPLE, seed: int = 0) -> 
         num_assets=num_assets,
         num_queries=len(rows),
         num_neighbors=num_neighbors,
+        num_pictures=len(pictured),
         text_recall=float(np.mean(shares[: len(rows)])),
-        cross_recall=float(np.mean(shares[len(rows) :])),
+        cross_recall=float(np.mean(shares[len(rows) :])) if len(shown) else 0.0,
         image_recall=float(np.mean([_image_recall(index, query) for query in captions])),
         num_missing=len(missing),
         num_orphaned=len(orphaned),
@@ -90,8 +96,11 @@ def exact_neighbors(
 def _image_recall(index: AssetIndex, query: Float[np.ndarray, " dim"]) -> float:
     """Compare the order that image rerank gives with one in double precision, over the first half of N'."""
     recalled, _ = index.recall(query, min(2 * NUM_NEIGHBORS, len(index.assets)))
+    recalled = recalled[index.pictures.has(recalled)]
+    if not len(recalled):
+        return 0.0
     num = max(1, len(recalled) // 2)
-    scores = (index.image_vectors[recalled].astype(np.float64) @ query.astype(np.float64)).max(axis=1)
+    scores = (index.pictures.of(recalled).astype(np.float64) @ query.astype(np.float64)).max(axis=1)
     found = np.argsort(-index.image_scores(query, recalled), kind="stable")[:num]
     return len(set(found) & set(np.argsort(-scores, kind="stable")[:num])) / num
 

@@ -43,10 +43,13 @@ def generate(prompt: str, config: RunConfig, index_dir: Path | str, folder: Path
     clip = Clip(config.retrieval.clip_model)
     index, asked = AssetIndex.open(index_dir, clip), config.retrieval
     allows = partial(is_allowed, codes=asked.licenses) if asked.licenses else None
+    among = index.matching(asked.where, asked.table, asked.age_restricted)
     found = (
         index.chosen(prompt, asked.use)
         if asked.use
-        else index.search(prompt, asked.num_recall, asked.num_assets, allows, asked.leave_out)
+        else index.search(
+            prompt, asked.num_recall, asked.num_assets, allows, asked.leave_out, among, asked.max_likeness
+        )
     )
     neighbors = found.taken(config.retrieval.take_weak)
     if not neighbors:

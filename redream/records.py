@@ -38,6 +38,8 @@ class Neighbor:
     text_score: float  # cosine of the prompt with its caption
     lexical_score: float = 0.0  # of the prompt's words in its caption, in nats; 0 where it holds none of them
     is_weak: bool = False  # nothing says that it is what the prompt names
+    fit: float = 0.0  # chance that it is what the prompt means, by words and renders, among as many kinds of things
+    has_picture: bool = True  # False where the index knows only the caption as yet; `score` is 0 then
     azimuth_offset_deg: float = 0.0
 
 

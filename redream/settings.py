@@ -54,12 +54,21 @@ class RetrievalConfig:
     num_assets: Count = 3  # N at most; paper
     use: tuple[str, ...] = ()  # ids of the assets to take instead of searching
     leave_out: tuple[str, ...] = ()  # ids of assets that must not be found
+    # Cosine of two assets' renders from which the second is a near copy of the first, which ranks behind other things.
+    max_likeness: Share = 0.95
+    where: str = ""  # a condition on annotations, such as "faceCount < 500000 and 'chair' in tags" (docs/index.md)
+    table: str = ""  # CSV with a column uid, whose other columns `where` may name
+    age_restricted: bool = False  # also find assets that their source marks as restricted by age
     take_weak: bool = False  # start from weak matches too; without any match a run goes on as vsd does
     num_index_views: Count = 12  # renders per asset
     views: Literal["mean", "each"] = "mean"  # an asset's score: by the mean of its renders, or by the best of them
     up_axis: Literal["+Y", "+Z"] = "+Y"  # of the user's own meshes, where no table says it; +Z for most STL files
     licenses: tuple[str, ...] = ()  # codes of the licences that may be retrieved, such as "cc0"; empty: all
     assets_per_shard: Count = 256  # what a killed build loses at most, per worker
+    captions_per_shard: Count = 4096  # the same, of a build from captions alone
+    fetch_objects: CountOrZero = 60  # that one search may fetch to add the pictures that an index lacks
+    fetch_bytes: Annotated[int, Interval(ge=0)] = 2 * 2**30  # that one search may fetch for pictures
+    fetch_seconds: NotNegative = 180.0  # that one search may spend on adding pictures
 
     def __post_init__(self) -> None:
         require_limits("retrieval", self)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
@@ -22,6 +22,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from redream.mini import CATALOG_SEED, VARIANTS_PER_PAIR
+from redream.retrieval.licenses import is_allowed
 from redream.settings import DownloadConfig, MeshLimits, RetrievalConfig
 from redream.weights import weights_digest
 from tasks.machinery.progress import say, track, waiting
@@ -33,12 +34,15 @@ from tasks.runs.stage import RETRIES, RETRY_DELAYS, Work, is_passing, run_stage
 from tasks.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from index_build.build import BuildPlan
     from index_build.check import IndexReport
     from index_build.views import ViewSource
     from redream.clip import Clip
 
 STAGE_VERSION = 4
+PICTURES_PER_PART = 64  # that one worker adds before it takes the next ones
 
 _on_gpu = threading.Lock()  # a Dask worker may have several threads, and one model
 
@@ -51,6 +55,7 @@ class CatalogRequest:
     captions: str | None
     licenses: tuple[str, ...]
     renders: str  # folder of Cap3D's published renders; empty: own ones
+    has_pictures: bool  # False: captions alone are embedded
     index_dir: str
     cache_dir: str
     retrieval: RetrievalConfig
@@ -157,11 +162,17 @@ def plan_index(run: Run, request: CatalogRequest) -> BuildPlan:
         up_axis=request.retrieval.up_axis,
     )
     plan = plan_build(
-        catalog, _clip(request.retrieval.clip_model), request.retrieval, _views(request), request.index_dir
+        catalog,
+        _clip(request.retrieval.clip_model),
+        request.retrieval,
+        _views(request),
+        request.index_dir,
+        request.has_pictures,
     )
     for reason, count in sorted(catalog.dropped.items()):
         say(f"left out of the catalog: {count:,} x {reason}")
-    say(f"index: {plan.num_assets:,} assets, {plan.num_pending:,} to embed in {plan.num_shards:,} shards")
+    kind = "" if request.has_pictures else "different captions "
+    say(f"index: {plan.num_assets:,} assets, {plan.num_pending:,} {kind}to embed in {plan.num_shards:,} shards")
     return plan
 
 
@@ -180,8 +191,57 @@ def embed_shard(request: CatalogRequest, plan: BuildPlan, number: int) -> int:
     size = request.retrieval.assets_per_shard
     label = f"shard {number + 1} of {plan.num_shards}"
     with _embedder(request.retrieval.clip_model, label) as clip:
+        if not plan.has_pictures:
+            num = len(plan.captions(number))
+            steps = build.embed_caption_shard(plan, number, _text_embedder(clip))
+            return sum(track(_each(steps), label, num))
         done = build.embed_shard(plan, number, clip, _views(request))
         return sum(1 for _ in track(done, label, min(size, plan.num_pending - number * size)))
+
+
+@task(name="wanted_pictures", cache_policy=NO_CACHE)
+def wanted_pictures(run: Run, request: CatalogRequest, prompts: Sequence[str]) -> list[list[int]]:
+    """Return the rows whose pictures searches for some prompts would fetch, in parts for the workers."""
+    from redream.retrieval.index import AssetIndex
+
+    config = request.retrieval
+    allows = partial(is_allowed, codes=config.licenses) if config.licenses else None
+    index = AssetIndex.open(request.index_dir, _clip(config.clip_model))
+    found = (index.lacking(prompt, config.num_recall, allows) for prompt in track(prompts, "prompts", len(prompts)))
+    rows = list(dict.fromkeys(row for rows in found for row in rows))
+    say(f"{len(prompts):,} prompts need {len(rows):,} more pictures")
+    return [rows[start : start + PICTURES_PER_PART] for start in range(0, len(rows), PICTURES_PER_PART)]
+
+
+@task(name="add_pictures", cache_policy=NO_CACHE)
+def add_pictures(request: CatalogRequest, rows: list[int]) -> int:
+    """Add the pictures of some rows to an index, and return how many were tried."""
+    from index_build.filling import Budget, fill
+    from redream.retrieval.index import AssetIndex
+
+    with _embedder(request.retrieval.clip_model, "pictures") as clip:
+        index = AssetIndex.open(request.index_dir, clip)
+        budget = Budget(objects=len(rows), num_bytes=2**62, seconds=len(rows) * request.download.total_timeout)
+        tried = list(track(fill(index, rows, clip, request.download, request.mesh, budget), "pictures", len(rows)))
+    for filled in tried:
+        if filled.reason:
+            say(f"no picture of {filled.asset_id}: {filled.reason}")
+    return len(tried)
+
+
+def _each(steps: Iterable[int]) -> Iterator[int]:
+    """Yield 1 for each of the captions that steps of several complete."""
+    return (1 for num in steps for _ in range(num))
+
+
+def _text_embedder(clip: Clip) -> Callable[[list[str]], np.ndarray]:
+    """Return what embeds captions fastest here: the whole CLIP on a GPU, its text tower in NumPy on a CPU."""
+    from redream.retrieval.text_tower import open_text_tower
+
+    tower = open_text_tower(clip.model_id) if clip.device.type == "cpu" else None
+    if tower is not None:
+        return tower.keep_weights().embed_texts
+    return lambda texts: clip.embed_text(texts).cpu().numpy()
 
 
 @task(name="assemble_index", cache_policy=NO_CACHE)

@@ -26,7 +26,7 @@ from tasks.machinery.store import Output, StageKey, file_digest, stage_key, writ
 from tasks.runs.run import Run
 from tasks.runs.stage import RETRIES, RETRY_DELAYS, Work, is_passing, run_stage
 
-STAGE_VERSION = 6
+STAGE_VERSION = 7
 OWN_LICENSE = "the user's own"
 
 
@@ -47,7 +47,7 @@ def retrieve(
     key = retrieved_key(run.prompt, index, config)
 
     def produce(work: Work) -> dict[str, object]:
-        found = search(index, run.prompt, config)
+        found = search(index, run.prompt, config, download, limits)
         retrieval = replace(found, neighbors=found.taken(config.take_weak))
         fetch_meshes(retrieval, download, limits)
         weak = [asdict(neighbor) for neighbor in found.neighbors if neighbor not in retrieval.neighbors]
@@ -67,6 +67,11 @@ def retrieved_key(prompt: str, index: IndexPlace, config: RetrievalConfig) -> St
         "use": config.use,
         "leave_out": config.leave_out,
         "take_weak": config.take_weak,
+        "where": config.where,
+        "table": file_digest(Path(config.table)) if config.table else "",
+        "age_restricted": config.age_restricted,
+        "max_likeness": config.max_likeness,
+        "fetch": (config.fetch_objects, config.fetch_bytes, config.fetch_seconds),
     }
     return stage_key("retrieve", STAGE_VERSION, settings, inputs)
 

@@ -36,7 +36,11 @@ ROOMS = {  # of each package, from the bottom; a module imports its own room and
         {"pipeline"},
         {"mini"},  # makes weights and catalogs with whatever it needs; nothing of the method imports it
     ),
-    "index_build": ({"download", "wordnet"}, {"catalogs", "views", "embeddings"}, {"build", "check"}),
+    "index_build": (
+        {"download", "wordnet"},
+        {"catalogs", "views", "embeddings"},
+        {"build", "check", "compacting", "filling"},
+    ),
     "tasks": (
         {"tracking"},
         {"machinery"},

@@ -55,7 +55,12 @@ for run in (
     machine.doctor,
 ):
     app.command()(run)
-for name, run in (("build", indexes.build), ("info", indexes.info), ("check", indexes.check)):
+for name, run in (
+    ("build", indexes.build),
+    ("info", indexes.info),
+    ("check", indexes.check),
+    ("compact", indexes.compact),
+):
     index_app.command(name)(run)
 
 

@@ -29,7 +29,9 @@ from flows.requests.request import (
     split_ids,
 )
 from redream.settings import RunConfig
+from redream.text_files import decoded_text
 from tasks.machinery.devices import SMALL_GIB
+from tasks.machinery.progress import waiting
 
 if TYPE_CHECKING:
     from tasks.machinery.searching import IndexPlace
@@ -71,7 +73,7 @@ def search(
     place = open_index(index, config, preset, checked_out(out))
     from tasks.machinery.searching import search as search_index
 
-    retrieval = search_index(place, text, config.retrieval)
+    retrieval = search_index(place, text, config.retrieval, config.download, config.mesh)
     if html:
         from tasks.machinery.contact_sheet import write_sheet
 
@@ -99,6 +101,10 @@ def build(
     captions: Annotated[str, typer.Option(metavar="CSV", help="Captions; for objaverse also a hub id.")] = "",
     license: Annotated[str, typer.Option(metavar="CODES", help="Only these licences, such as cc0,by.")] = "",
     renders: Annotated[str, typer.Option(metavar="DIR", help="Cap3D's published renders, as zip files.")] = "",
+    views: Annotated[str, typer.Option(help="all, or none: embed captions alone; searches add pictures.")] = "all",
+    warm: Annotated[
+        str, typer.Option(metavar="FILE", help="With --views none: add the pictures that these prompts need.")
+    ] = "",
     index: Annotated[str, typer.Option(metavar="DIR", help="Where the index goes.", show_default="below --out")] = "",
     runner: Annotated[str, typer.Option(help="local, dask or ray.")] = "local",
     address: Annotated[str, typer.Option(help="Of a Dask or Ray cluster.", show_default="one of its own")] = "",
@@ -116,6 +122,13 @@ def build(
     checked_runner(runner)
     if runner != "local":
         check_cluster(runner, address)
+    if views not in ("all", "none"):
+        raise ValueError(f"--views {views}: give all or none")
+    if views == "none" and renders:
+        raise ValueError("--renders has every picture already; leave --views none out")
+    if warm and views != "none":
+        raise ValueError("--warm needs --views none: without it the index has every picture anyway")
+    prompts = warm_prompts(warm) if warm else []
     if catalog not in ("objaverse", "mini") and not Path(catalog).is_dir():
         raise ValueError(f"--catalog {catalog}: give objaverse, mini, or a folder of meshes")
     if catalog == "objaverse" and not captions:
@@ -140,6 +153,8 @@ def build(
             captions=captions,
             licenses=list(licenses),
             renders=renders,
+            views=views,
+            warm=prompts,
             index=place_index,
             out=str(folder),
         )
@@ -149,9 +164,28 @@ def build(
         print(f"index of {built.num_assets:,} assets: {built.index_dir}")
 
 
+def warm_prompts(path: str) -> list[str]:
+    """Read a file of prompts, one a line."""
+    if not Path(path).is_file():
+        raise ValueError(f"--warm {path}: there is no such file")
+    prompts = [checked_prompt(line) for line in decoded_text(Path(path).read_bytes()).splitlines() if line.strip()]
+    if not prompts:
+        raise ValueError(f"--warm {path} has no prompts; write one a line")
+    return prompts
+
+
+def compact(index: Annotated[str, typer.Argument(metavar="DIR")]) -> None:
+    """Put the pictures that searches have added into the index itself."""
+    from index_build.compacting import compact as compact_index
+
+    with waiting("compacting the index"):
+        manifest, num_added = compact_index(index)
+    print(f"{num_added:,} pictures added to {manifest.index_dir}")
+
+
 def info(index: Annotated[str, typer.Argument(metavar="DIR")], as_json: AsJson = False) -> None:
     """Say what an index holds and how it was made."""
-    from redream.retrieval.index_files import read_manifest
+    from redream.retrieval.index_files import read_assets, read_manifest, read_pictures
 
     manifest = read_manifest(index)
     if as_json:
@@ -164,6 +198,9 @@ def info(index: Annotated[str, typer.Argument(metavar="DIR")], as_json: AsJson =
         table.add_row("left out", escape(f"{count:,} x {reason}"))
     table.add_row("CLIP", escape(f"{manifest.clip_model}, {manifest.embedding_dim} dimensions"))
     table.add_row("image vectors", f"{manifest.num_views} per asset")
+    if not manifest.has_all_pictures:
+        num = len(read_pictures(manifest, read_assets(manifest)["key"]).rows())
+        table.add_row("pictures", f"of {num:,} assets so far; searches add what they need")
     table.add_row("text recall", manifest.recall)
     table.add_row("size", f"{manifest.num_bytes / 1e6:,.1f} MB")
     table.add_row("made", manifest.created)

@@ -229,7 +229,8 @@ def _confirmed(request: Request) -> list[str]:
     from tasks.machinery.contact_sheet import write_sheet
     from tasks.machinery.searching import search
 
-    retrieval = search(place, request.prompt, request.config.retrieval)
+    config = request.config
+    retrieval = search(place, request.prompt, config.retrieval, config.download, config.mesh)
     sheet = request.out / "assets.html"
     write_sheet(sheet, retrieval, request.config)
     taken = [each.asset.asset_id for each in retrieval.taken(request.config.retrieval.take_weak)]

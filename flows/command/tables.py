@@ -56,13 +56,14 @@ def print_neighbors(neighbors: list[dict[str, Any]]) -> None:
 
 
 def _neighbor_table(neighbors: list[dict[str, Any]]) -> Table:
-    table = Table("words", "caption", "renders", "", "asset", "caption", "licence", box=None)
+    table = Table("words", "caption", "renders", "fit", "", "asset", "caption", "licence", box=None)
     for neighbor in neighbors:
         asset = neighbor["asset"]
         table.add_row(
             f"{neighbor['lexical_score']:.1f}",
             f"{neighbor['text_score']:.3f}",
-            f"{neighbor['score']:.3f}",
+            f"{neighbor['score']:.3f}" if neighbor["has_picture"] else "none yet",
+            f"{neighbor['fit']:.0%}" if neighbor["has_picture"] else "",
             "[yellow]weak[/]" if neighbor["is_weak"] else "",
             shown(asset["asset_id"][:ID_CHARS]),
             shown(asset["caption"]),

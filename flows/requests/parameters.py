@@ -57,4 +57,6 @@ BatchId = Annotated[str, StringConstraints(max_length=100, pattern=r"^[a-z0-9-]*
 StageName = Annotated[str, Field(json_schema_extra={"enum": ["", *NEEDS]})]
 RunIds = Annotated[list[RunId], Field(min_length=1, max_length=1000)]
 Licenses = Annotated[list[Annotated[str, StringConstraints(max_length=20)]], Field(max_length=20)]
+ViewsName = Annotated[str, Field(json_schema_extra={"enum": ["all", "none"]})]
+Prompts = Annotated[list[Prompt], Field(max_length=100_000)]
 CatalogName = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f]*$")]

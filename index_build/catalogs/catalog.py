@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import pyarrow as pa
+
 from redream.records import Asset
 from redream.retrieval.licenses import is_allowed, license_codes
 
@@ -19,6 +21,7 @@ class Catalog:
     assets: Sequence[Asset]
     dropped: dict[str, int]  # rows, files and objects that are no assets, by reason
     digest: Callable[[Asset], str]  # changes when the mesh's content does; fetches nothing
+    annotations: pa.Table | None = None  # what else is known of each asset, in columns that conditions may name
 
 
 def allowed_assets(assets: Sequence[Asset], licenses: tuple[str, ...], dropped: Counter[str]) -> list[Asset]:

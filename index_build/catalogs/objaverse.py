@@ -23,7 +23,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from index_build.catalogs.captions import read_captions
 from index_build.catalogs.catalog import Catalog, license_reason
-from index_build.catalogs.objaverse_objects import object_path, read_objects
+from index_build.catalogs.objaverse_objects import ANNOTATIONS, object_path, read_objects
 from redream.records import Asset
 from redream.retrieval.licenses import is_allowed
 from redream.settings import DownloadConfig
@@ -96,7 +96,14 @@ def open_objaverse(
     table = _allowed(table, licenses, dropped)
     dropped = Counter({reason: count for reason, count in dropped.items() if count})
     assets = AssetTable(table, str(root))
-    return Catalog(name="objaverse", root=str(root), assets=assets, dropped=dict(dropped), digest=object_digest)
+    return Catalog(
+        name="objaverse",
+        root=str(root),
+        assets=assets,
+        dropped=dict(dropped),
+        digest=object_digest,
+        annotations=assets.table.select(list(ANNOTATIONS)),
+    )
 
 
 def object_digest(asset: Asset) -> str:

@@ -1,7 +1,7 @@
 """What Objaverse 1.0 says of its objects: ids, object paths and annotations, from the `objaverse` package's own cache.
 
 Files that the cache lacks, or holds in part because the package was stopped, are downloaded. Of the annotations, which
-are gigabytes of JSON, only licence, author and source are wanted: they are read off once and kept as a Parquet file.
+are gigabytes of JSON, licence, author, source and what conditions may name are read off once and kept as Parquet.
 """
 
 from __future__ import annotations
@@ -27,7 +27,15 @@ logger = logging.getLogger(__name__)
 
 OBJECT_PATHS = "object-paths.json.gz"
 MAX_JSON = 2**30  # bytes of one unpacked file
-TABLE_VERSION = 1
+TABLE_VERSION = 2
+MAX_TAGS = 100
+TEXTS = pa.list_(pa.string())
+# What conditions may name, by the annotations' own names.
+ANNOTATIONS = {
+    "faceCount": pa.int64(), "vertexCount": pa.int64(), "likeCount": pa.int64(), "viewCount": pa.int64(),
+    "commentCount": pa.int64(), "animationCount": pa.int64(), "isAgeRestricted": pa.bool_(), "tags": TEXTS,
+    "categories": TEXTS,
+}  # fmt: skip
 BAD_PATH = "object with an unusable path"
 
 
@@ -101,8 +109,35 @@ def _annotated(shard: str, uids: list[str], root: Path, config: DownloadConfig) 
     annotations = _read_json(fetch_file(f"metadata/{shard}.json.gz", root, check_gzip, _read_json, config))
     facts = [_facts(uid, annotations.get(uid)) for uid in uids]
     columns = [pa.array(column, pa.string()) for column in zip(*facts, strict=True)]
+    stated = [_stated(annotations.get(uid)) for uid in uids]
+    columns += [pa.array([row[name] for row in stated], kind) for name, kind in ANNOTATIONS.items()]
     arrays = [pa.array(uids, pa.string()), pa.array([shard] * len(uids), pa.string()), *columns]
-    return pa.RecordBatch.from_arrays(arrays, names=["uid", "shard", "license", "author", "source"])
+    return pa.RecordBatch.from_arrays(arrays, names=["uid", "shard", "license", "author", "source", *ANNOTATIONS])
+
+
+def _stated(annotation: object) -> dict[str, Any]:
+    """Read the columns that conditions may name off an annotation, whatever it may be; null where it states nothing."""
+    annotation = annotation if isinstance(annotation, dict) else {}
+    return {name: _READERS[kind](annotation.get(name)) for name, kind in ANNOTATIONS.items()}
+
+
+def _count(value: object) -> int | None:
+    return value if type(value) is int and abs(value) < 2**62 else None
+
+
+def _truth(value: object) -> bool | None:
+    return value if isinstance(value, bool) else None
+
+
+def _names(value: object) -> list[str] | None:
+    """Read tags or categories, which are objects with a name."""
+    if not isinstance(value, list):
+        return None
+    names = [entry.get("name") for entry in value[:MAX_TAGS] if isinstance(entry, dict)]
+    return [clean_text(name, 100) for name in names if isinstance(name, str)]
+
+
+_READERS = {pa.int64(): _count, pa.bool_(): _truth, TEXTS: _names}
 
 
 def _facts(uid: str, annotation: object) -> tuple[str, str, str]:

@@ -41,8 +41,8 @@ class Calibration:
         renders: Float[np.ndarray, "sample views dim"],
         texts: Sequence[str],
     ) -> Calibration:
-        """Measure a sample of an index: its vectors, and the captions as text."""
-        num = len(texts)
+        """Measure a sample of an index: its vectors, and captions as text, also of assets without a picture."""
+        num = len(captions)
         kinds = {thing for text in texts for thing in named_things(text)}
         if num < 3:  # nothing to compare with
             return cls(captions, renders, 0.0, 1.0, 0.0, max(len(kinds), 1))

@@ -6,8 +6,12 @@
         refused.arrow        Arrow IPC: `asset_id`, `key` and `reason` of what could not be embedded
         text.npy             float16 [assets, dim]
         image.npy            float16 [assets, views, dim]; one view is the mean of the renders
+        annotations.arrow    what the catalog says of its assets beside that, for conditions; not in every index
+        image_rows.npy       only where some assets have no picture yet: int64, whose rows image.npy has
         scann/               only above `EXACT_UP_TO` rows: codes and codebook
         lexical/             the words of the captions (`lexical_recall.py`); an index of format 3 has none
+
+    pictures/                what searches added to an index without all of its pictures (`pictures.py`)
 
 All are memory-mapped. A build writes a new generation beside the old and then replaces the manifest by one rename:
 readers see the old index or the new, and those who have the old one open keep it.
@@ -35,14 +39,16 @@ from jaxtyping import Float16
 from redream.files import put_in_place, sync
 from redream.records import Asset
 from redream.retrieval.lexical_recall import LEXICAL_FILES
+from redream.retrieval.pictures import PictureLog, Pictures
 from redream.retrieval.text_recall import EXACT, SCANN_FILES, read_array
 
-FORMAT_VERSION, READABLE = 4, (3, 4)
+FORMAT_VERSION, READABLE = 5, (3, 4, 5)
 MANIFEST = "manifest.json"
 VECTORS = ("text.npy", "image.npy")
 CONTENT = ("assets.arrow", *VECTORS)  # what the content hash covers
 LEXICAL = frozenset(f"lexical/{name}" for name in LEXICAL_FILES)
-KNOWN_FILES = {*CONTENT, "refused.arrow", *(f"scann/{name}" for name in SCANN_FILES), *LEXICAL}
+IMAGE_ROWS, ANNOTATIONS = "image_rows.npy", "annotations.arrow"
+KNOWN_FILES = {*CONTENT, IMAGE_ROWS, ANNOTATIONS, "refused.arrow", *(f"scann/{name}" for name in SCANN_FILES), *LEXICAL}
 _GENERATION = re.compile(r"generation-[0-9a-f]{8}")
 
 # Opening reads all of the small files and of those that C++ parses, but of vectors only a sample: what is wrong in a
@@ -53,6 +59,7 @@ SAMPLE_BLOCKS, SAMPLE_BLOCK_BYTES = 64, 64 * 2**10
 ASSET_FIELDS = tuple(f.name for f in fields(Asset) if f.name != "border")  # the root of the index, today's
 ASSET_SCHEMA = pa.schema([(name, pa.string()) for name in (*ASSET_FIELDS, "key")])
 _SCHEMA_3 = pa.schema([field for field in ASSET_SCHEMA if field.name != "front_axis"])  # of an index of format 3
+ANNOTATION_TYPES = (pa.int64(), pa.float64(), pa.bool_(), pa.string(), pa.list_(pa.string()))
 REFUSED_SCHEMA = pa.schema([(name, pa.string()) for name in ("asset_id", "key", "reason")])
 
 
@@ -103,6 +110,10 @@ class IndexManifest:
     def has_words(self) -> bool:
         """Whether the words of the captions can be searched."""
         return not LEXICAL.isdisjoint(self.files)
+
+    @property
+    def has_all_pictures(self) -> bool:
+        return IMAGE_ROWS not in self.files
 
     @property
     def num_bytes(self) -> int:
@@ -202,7 +213,8 @@ def seal_files(generation: Path) -> dict[str, FileSeal]:
 
 
 def content_hash(files: dict[str, FileSeal]) -> str:
-    return hashlib.sha256("".join(files[name].sha256 for name in CONTENT).encode()).hexdigest()
+    names = (*CONTENT, *(name for name in (IMAGE_ROWS, ANNOTATIONS) if name in files))
+    return hashlib.sha256("".join(files[name].sha256 for name in names).encode()).hexdigest()
 
 
 def check_files(manifest: IndexManifest, fully: bool = False) -> None:
@@ -261,6 +273,22 @@ def read_assets(manifest: IndexManifest) -> pa.Table:
     return table.add_column(ASSET_SCHEMA.get_field_index("front_axis"), "front_axis", no_front)
 
 
+def read_annotations(manifest: IndexManifest) -> dict[str, pa.ChunkedArray]:
+    """Map what a catalog says of its assets, by column; nothing if it says nothing."""
+    if ANNOTATIONS not in manifest.files:
+        return {}
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(manifest.folder / ANNOTATIONS))).read_all()
+        table.validate(full=True)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise IndexMismatch(
+            f"index {manifest.index_dir} is damaged: {ANNOTATIONS} is unreadable ({error}); rebuild it"
+        ) from error
+    if table.num_rows != manifest.num_assets or any(field.type not in ANNOTATION_TYPES for field in table.schema):
+        raise IndexMismatch(f"index {manifest.index_dir} is damaged: {ANNOTATIONS} has other columns; rebuild it")
+    return {name: table[name] for name in table.column_names}
+
+
 def write_table(path: Path, table: pa.Table) -> None:
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table, max_chunksize=1 << 16)
@@ -287,6 +315,23 @@ def read_vectors(path: Path, shape: tuple[int, ...]) -> Float16[np.ndarray, "...
         return read_array(path, np.float16, shape)
     except ValueError as error:
         raise IndexMismatch(f"index {path.parent.parent} is damaged: {error}; rebuild it") from error
+
+
+def read_pictures(manifest: IndexManifest, keys: pa.ChunkedArray) -> Pictures:
+    """Map the vectors of an index's renders, with those that were added since it was built."""
+    folder, num_views, dim = manifest.folder, manifest.num_views, manifest.embedding_dim
+    if manifest.has_all_pictures:
+        return Pictures(read_vectors(folder / "image.npy", (len(keys), num_views, dim)), None, keys, None)
+    try:
+        rows = np.load(folder / IMAGE_ROWS, allow_pickle=False)
+        if rows.dtype != np.int64 or rows.ndim != 1 or (np.diff(rows) <= 0).any():
+            raise ValueError(f"{IMAGE_ROWS} holds something else than rows in their order")
+        if len(rows) and not 0 <= rows[0] <= rows[-1] < len(keys):
+            raise ValueError(f"{IMAGE_ROWS} names rows that do not exist")
+    except (ValueError, OSError, EOFError) as error:
+        raise IndexMismatch(f"index {manifest.index_dir} is damaged: {error}; rebuild it") from error
+    vectors = read_vectors(folder / "image.npy", (len(rows), num_views, dim))
+    return Pictures(vectors, rows, keys, PictureLog(manifest.index_dir, num_views, dim))
 
 
 def _sample_sha256(path: Path) -> str:

@@ -11,8 +11,9 @@ import gzip
 import html
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ TOKENIZER_SETTINGS = {
 LAYER_NORM_EPS = 1e-5
 MAX_CONFIG_BYTES = 2**20
 UNCUT = 100_000  # tokens, more than a prompt has
+TOKENS_PER_BATCH = 4096
+FEW_VALUES = 500_000
 NUM_BYTES = 256  # the tokenizer's first symbols
 NUM_MERGES = 49_152 - NUM_BYTES - 2
 
@@ -66,40 +69,71 @@ class TextTower:
 
     def embed_prompt(self, prompt: str) -> Float[np.ndarray, " dim"]:
         """Embed a text, cut at the model's context length, as a unit vector of float32."""
-        tokens = self._tokenize(prompt)
+        return self._embed([self._tokens(prompt)])[0]
+
+    def embed_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "texts dim"]:
+        """Embed many texts: those of about one length together, so that little is computed for nothing."""
+        tokens = [self._tokens(text) for text in texts]
+        order = sorted(range(len(texts)), key=lambda row: len(tokens[row]))
+        embeddings = np.zeros((len(texts), self.embedding_dim), np.float32)
+        batch: list[int] = []
+        for row in order:
+            if batch and (len(batch) + 1) * len(tokens[row]) > TOKENS_PER_BATCH:
+                embeddings[batch] = self._embed([tokens[i] for i in batch])
+                batch = []
+            batch.append(row)
+        if batch:
+            embeddings[batch] = self._embed([tokens[i] for i in batch])
+        return embeddings
+
+    def keep_weights(self) -> TextTower:
+        """Hold all weights in memory from now on, for many texts; returns itself."""
+        self._weight = lru_cache(maxsize=None)(self._weight)
+        return self
+
+    def _tokens(self, text: str) -> list[int]:
+        tokens = self._tokenize(text)
         end_token = max(tokens) if self._end_token is None else self._end_token
         end = tokens.index(end_token) if end_token in tokens else 0
-        tokens = tokens[: end + 1]  # what comes behind the end does not reach it
-        x = self._weight("token_embedding.weight")[tokens] + self._weight("positional_embedding")[: len(tokens)]
+        return tokens[: end + 1]  # what comes behind the end does not reach it
+
+    def _embed(self, tokens: Sequence[list[int]]) -> Float[np.ndarray, "texts dim"]:
+        """Embed token lists; what fills up the shorter ones comes behind their ends and does not reach them."""
+        longest = max(map(len, tokens))
+        filled = np.array([row + row[-1:] * (longest - len(row)) for row in tokens])
+        x = self._weight("token_embedding.weight")[filled] + self._weight("positional_embedding")[:longest]
         for layer in range(self._num_layers):
             block = f"transformer.resblocks.{layer}"
             x = x + self._attend(f"{block}.attn", self._norm(f"{block}.ln_1", x))
             hidden = self._activation(self._linear(f"{block}.mlp.c_fc", self._norm(f"{block}.ln_2", x)))
             x = x + self._linear(f"{block}.mlp.c_proj", hidden)
-        embedding = self._norm("ln_final", x)[-1] @ self._weight("text_projection")
-        return embedding / np.linalg.norm(embedding)
+        ends = x[np.arange(len(tokens)), [len(row) - 1 for row in tokens]]
+        embeddings = self._norm("ln_final", ends) @ self._weight("text_projection")
+        return embeddings / np.linalg.norm(embeddings, axis=-1, keepdims=True)
 
     def _weight(self, name: str) -> Float[np.ndarray, "..."]:
         return self._weights.get_tensor(name).astype(np.float32, copy=False)  # read when it is needed
 
-    def _linear(self, name: str, x: Float[np.ndarray, "tokens in"]) -> Float[np.ndarray, "tokens out"]:
-        return x @ self._weight(f"{name}.weight").T + self._weight(f"{name}.bias")
+    def _linear(self, name: str, x: Float[np.ndarray, "*texts tokens in"]) -> Float[np.ndarray, "*texts tokens out"]:
+        flat = x.reshape(-1, x.shape[-1]) @ self._weight(f"{name}.weight").T  # one product for all texts
+        flat += self._weight(f"{name}.bias")
+        return flat.reshape(*x.shape[:-1], -1)
 
-    def _norm(self, name: str, x: Float[np.ndarray, "tokens width"]) -> Float[np.ndarray, "tokens width"]:
+    def _norm(self, name: str, x: Float[np.ndarray, "*tokens width"]) -> Float[np.ndarray, "*tokens width"]:
         centered = x - x.mean(axis=-1, keepdims=True)
         scale = np.sqrt(np.square(centered).mean(axis=-1, keepdims=True) + LAYER_NORM_EPS)
         return centered / scale * self._weight(f"{name}.weight") + self._weight(f"{name}.bias")
 
-    def _attend(self, name: str, x: Float[np.ndarray, "tokens width"]) -> Float[np.ndarray, "tokens width"]:
+    def _attend(self, name: str, x: Float[np.ndarray, "texts tokens width"]) -> Float[np.ndarray, "texts tokens width"]:
         """Let each token look at itself and at those before it."""
-        num_tokens, width = x.shape
-        mixed = x @ self._weight(f"{name}.in_proj_weight").T + self._weight(f"{name}.in_proj_bias")
-        query, key, value = mixed.reshape(num_tokens, 3, self._num_heads, -1).transpose(1, 2, 0, 3)
-        scores = query @ key.transpose(0, 2, 1) * (width // self._num_heads) ** -0.5
+        num_texts, num_tokens, width = x.shape
+        mixed = x.reshape(-1, width) @ self._weight(f"{name}.in_proj_weight").T + self._weight(f"{name}.in_proj_bias")
+        query, key, value = mixed.reshape(num_texts, num_tokens, 3, self._num_heads, -1).transpose(2, 0, 3, 1, 4)
+        scores = query @ key.transpose(0, 1, 3, 2) * (width // self._num_heads) ** -0.5
         scores += np.triu(np.full((num_tokens, num_tokens), -np.inf, dtype=np.float32), k=1)
         shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
         shares /= shares.sum(axis=-1, keepdims=True)
-        return self._linear(f"{name}.out_proj", (shares @ value).transpose(1, 0, 2).reshape(num_tokens, width))
+        return self._linear(f"{name}.out_proj", (shares @ value).transpose(0, 2, 1, 3).reshape(x.shape))
 
 
 def open_text_tower(model_id: str) -> TextTower | None:
@@ -281,7 +315,10 @@ def _cleaned(text: str) -> str:
 
 
 def _gelu(x: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    erf = np.vectorize(math.erf, otypes=[np.float32])  # for some thousands of values; SciPy's takes longer to import
+    if x.size > FEW_VALUES:
+        from scipy.special import erf  # its import takes as long as some thousands of values by Python's own
+    else:
+        erf = np.vectorize(math.erf, otypes=[np.float32])
     return 0.5 * x * (1.0 + erf(x * 2.0**-0.5))
 
 

@@ -88,7 +88,7 @@ def test_a_changed_folder_renders_only_what_changed(assets: list[Asset], clip: C
     assert sorted(rendered) == ["ball", "cone"]
     index = AssetIndex.open(tmp_path / "index", clip)
     assert listed(index) == changed
-    np.testing.assert_array_equal(index.image_vectors[0], before.image_vectors[0])
+    np.testing.assert_array_equal(index.pictures.of([0]), before.pictures.of([0]))
     fresh = AssetIndex.open(manifest_of(build(changed, clip, tmp_path / "fresh")[0]).index_dir, clip)
     assert index.manifest.content_hash == fresh.manifest.content_hash
     assert build(changed, clip, tmp_path / "index")[1] == []
@@ -102,7 +102,7 @@ def test_other_settings_render_everything_again(assets: list[Asset], clip: Clip,
     kept = replace(CONFIG, views="each")
     steps = list(build_index(catalog_of(assets), clip, kept, views, tmp_path / "index"))
     assert manifest_of(steps).num_views == 3
-    assert AssetIndex.open(tmp_path / "index", clip).image_vectors.shape == (3, 3, 8)
+    assert AssetIndex.open(tmp_path / "index", clip).pictures.of([0, 1, 2]).shape == (3, 3, 8)
 
 
 def test_a_build_that_is_stopped_goes_on_from_its_finished_shards(assets: list[Asset], clip: Clip, tmp_path: Path):

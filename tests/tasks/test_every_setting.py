@@ -38,7 +38,8 @@ READ = {
     "retrieval": {
         "index retrieve align": "clip_model",
         "index": "num_index_views views",
-        "retrieve": "num_recall num_assets licenses use leave_out take_weak",
+        "retrieve": "num_recall num_assets licenses use leave_out take_weak max_likeness where table age_restricted "
+        "fetch_objects fetch_bytes fetch_seconds",
     },
     "orientation": {"align": "num_poses elevation_deg min_margin front_axis"},
     "camera": {
@@ -166,7 +167,8 @@ STILL_OTHER = {"distill.background": "grey"}
 OTHER = {
     "retrieval.clip_model": "mini:judge", "retrieval.views": "each", "retrieval.up_axis": "+Z",
     "retrieval.licenses": ("cc0",), "retrieval.use": ("a",), "orientation.front_axis": "-X",
-    "retrieval.leave_out": ("a",),
+    "retrieval.leave_out": ("a",), "retrieval.where": "quality > 1", "retrieval.age_restricted": True,
+    "retrieval.table": __file__,
     "download.base_url": "https://example.org",
     "export.origin": "bottom", "export.unit": "cm",
     "download.redirect_hosts": ("example.org",), "field.features_per_level": 4, "field.implementation": "torch",

@@ -37,6 +37,7 @@ def request_for(tmp_path: Path) -> CatalogRequest:
         captions=None,
         licenses=(),
         renders="",
+        has_pictures=True,
         index_dir=str(tmp_path / "indexes" / "mine"),
         cache_dir=str(tmp_path / "cache"),
         retrieval=config,

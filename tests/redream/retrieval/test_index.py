@@ -223,3 +223,27 @@ def test_equal_queries_get_equal_answers_after_reopening(clip: Clip, tmp_path: P
     first, second = (AssetIndex.open(index_dir, clip).search("an owl", 10, 5) for _ in range(2))
     assert first == second
     assert all(torch.isfinite(torch.tensor([n.score, n.text_score])).all() for n in first.neighbors)
+
+
+def test_near_copies_rank_behind_other_things_that_fit_as_well(clip: Clip, tmp_path: Path):
+    captions = ["a red truck", "a red truck with wheels", "a red sofa", "a red fish", "a blue truck"]
+    assets = [replace(asset, caption=text) for asset, text in zip(some_assets(5), captions, strict=True)]
+    looks = unit_rows(2, num=5)
+    looks[1] = looks[0]
+    looks[4] = unit_rows(3, num=1)[0]
+    index = AssetIndex.open(write_index(tmp_path / "copies", unit_rows(1, num=5), looks, clip, assets), clip)
+    index.calibration = replace(index.calibration, separation=0.0)
+    red_things = list(named(index.search("something red", 5, 4, max_likeness=0.95)))
+    assert set(red_things[:3]) == {red_things[0], "id2", "id3"} and red_things[0] in ("id0", "id1")
+    red_trucks = list(named(index.search("a red truck", 5, 5, max_likeness=0.95)))
+    assert red_trucks[:3] == ["id0", "id1", "id4"]  # the copy before the truck of another color
+    trucks = list(named(index.search("a truck", 5, 3, max_likeness=0.95)))
+    assert "id4" in trucks[:2]
+
+
+def test_what_conditions_leave_out_is_not_found(worded: AssetIndex):
+    among = worded.matching("'truck' in caption and uid != 'id2'")
+    assert list(named(worded.search("a red truck", 8, 3, among=among))) == ["id6"]
+    assert worded.matching("") is None
+    with pytest.raises(ValueError, match="no column 'faceCount'"):
+        worded.matching("faceCount < 3")

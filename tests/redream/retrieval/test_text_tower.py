@@ -163,3 +163,12 @@ def test_a_search_imports_neither_torch_nor_open_clip():
         "assert not {'torch', 'open_clip', 'transformers', 'prefect', 'mlflow'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_texts_embedded_together_are_embedded_as_one_by_one(tiny_clip_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    tower = open_text_tower(str(tiny_clip_folder))
+    assert tower is not None
+    texts = ["a", "a red car of some length", "", "a dog", "a red car of some length", "x" * 500]
+    alone = np.stack([tower.embed_prompt(text) for text in texts])
+    monkeypatch.setattr("redream.retrieval.text_tower.TOKENS_PER_BATCH", 40)
+    np.testing.assert_allclose(tower.keep_weights().embed_texts(texts), alone, atol=2e-6)
