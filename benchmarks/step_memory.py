@@ -148,7 +148,7 @@ def full_size_prior(cuda: SimulatedCuda, dtype: torch.dtype) -> StableDiffusionP
     prior.alphas_cumprod = DDIMScheduler().alphas_cumprod.cuda()
     prior.prediction_type, prior.image_size, prior.prefixes, prior._active = "epsilon", 512, None, None
     embeds = [cuda.wrap(torch.empty(num, 77, 1024, device="meta")) for num in (4, 1, 1)]
-    prior.prompt_embeds = lambda prompt: PromptEmbeds(*embeds)
+    prior.prompt_embeds = lambda prompt, negative_prompt="": PromptEmbeds(*embeds)
     return prior
 
 
