@@ -104,12 +104,20 @@ def sample_cameras(config: CameraConfig, num: int, size: int, generator: torch.G
     def uniform(low: float, high: float) -> Float[Tensor, " num"]:
         return low + (high - low) * torch.rand(num, generator=generator)
 
-    low, high = config.elevation_deg
-    in_angle = uniform(low, high)
-    on_sphere = torch.rad2deg(torch.asin(uniform(math.sin(math.radians(low)), math.sin(math.radians(high)))))
-    elevation = torch.where(torch.rand(num, generator=generator) < 0.5, in_angle, on_sphere)
+    elevation = sample_elevations(config.elevation_deg, num, generator)
     azimuth = uniform(-180.0, 180.0)
     return cameras_at(azimuth, elevation, uniform(*config.camera_distance), uniform(*config.fovy_deg), size)
+
+
+def sample_elevations(
+    elevation_deg: tuple[float, float], num: int, generator: torch.Generator
+) -> Float[Tensor, " num"]:
+    """Draw elevations in degrees from a range, half of them uniform in angle and half uniform on the sphere."""
+    low, high = elevation_deg
+    in_angle = low + (high - low) * torch.rand(num, generator=generator)
+    bottom, top = math.sin(math.radians(low)), math.sin(math.radians(high))
+    on_sphere = torch.rad2deg(torch.asin(bottom + (top - bottom) * torch.rand(num, generator=generator)))
+    return torch.where(torch.rand(num, generator=generator) < 0.5, in_angle, on_sphere)
 
 
 def camera_angles(camera: Camera) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from dataclasses import field as setting
 from typing import Literal
 
-from redream.limits import NotNegative, Positive, Share, require_limits
+from redream.limits import NotNegative, Positive, Share, require, require_limits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +26,39 @@ class SjcConfig:
 
     def __post_init__(self) -> None:
         require_limits("sjc", self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MVDreamConfig:
+    """MVDream (Shi et al. 2023): four views at a time, by the multi-view prior."""
+
+    model: str = ""  # weights: a folder, a hub id, or FILE+FOLDER (docs/methods.md); none by default
+    guidance_scale: NotNegative = 50.0  # 1 is no guidance; paper
+    rescale: Share = 0.5  # r: how far the target's spread is scaled back to that without guidance; paper
+    negative_prompt: str = (  # where distill.negative_prompt is empty; the reference's, word by word
+        "ugly, bad anatomy, blurry, pixelated obscure, unnatural colors, poor lighting, dull, and unclear, cropped, "
+        "lowres, low quality, artifacts, duplicate, morbid, mutilated, poorly drawn face, deformed, dehydrated, "
+        "bad proportions"
+    )
+    elevation_deg: tuple[float, float] = (0.0, 30.0)  # range, shared by the four views, degrees; paper
+    fovy_deg: tuple[float, float] = (15.0, 60.0)  # range, shared by the four views, vertical, degrees; paper
+    # range of what an image shows at the origin, from the middle to the top, world units; sets the distance; paper
+    half_height: tuple[float, float] = (0.8, 1.0)
+    first_t: Share = 0.98  # timestep at first, as a share of the training timesteps; paper
+    last_min_t: Share = 0.02  # least timestep later, as a share; paper
+    last_max_t: Share = 0.5  # largest timestep later, as a share; paper
+    anneal_share: Share = 0.8  # share of the steps over which both ends move there; paper
+
+    def __post_init__(self) -> None:
+        require_limits("mvdream", self)
+        for name in ("elevation_deg", "fovy_deg", "half_height"):
+            low, high = getattr(self, name)
+            require(low <= high, f"mvdream.{name}", (low, high), "an increasing pair")
+        require(-90 <= self.elevation_deg[0] <= self.elevation_deg[1] <= 90, "mvdream.elevation_deg",
+                self.elevation_deg, "within [-90, 90]")  # fmt: skip
+        require(self.fovy_deg[0] > 0 and self.fovy_deg[1] < 180, "mvdream.fovy_deg", self.fovy_deg, "within (0, 180)")
+        require(self.half_height[0] > 0, "mvdream.half_height", self.half_height, "positive")
+        require(self.last_min_t <= self.last_max_t, "mvdream.last_min_t", self.last_min_t, "at most last_max_t")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,5 +89,6 @@ class MethodSettings:
     """All of the sections above, as the steps of a method get them."""
 
     sjc: SjcConfig = setting(default_factory=SjcConfig)
+    mvdream: MVDreamConfig = setting(default_factory=MVDreamConfig)
     perp_neg: PerpNegConfig = setting(default_factory=PerpNegConfig)
     debias: DebiasConfig = setting(default_factory=DebiasConfig)

@@ -30,6 +30,17 @@ OF_REDREAM = (
     "distill.delta_weight",
     "adaptation.",
 )
+OF_2D = (
+    "perp_neg.",
+    "prior.",
+    "camera.camera_distance",
+    "camera.fovy_deg",
+    "camera.elevation_deg",
+    "distill.min_t",
+    "distill.max_t",
+    "distill.annealed_max_t",
+    "distill.anneal_from_step",
+)
 OF_WEIGHTED = ("distill.weighting",)
 OF_VSD = ("distill.guidance_scale", "distill.lr_variational", "distill.variational_rank", "distill.camera_dropout")
 
@@ -37,23 +48,28 @@ METHODS: dict[str, MethodFacts] = {
     "redream": MethodFacts(
         what="VSD from retrieved assets: warm-up towards them, adapted prior, delta regulariser",
         source="Seo et al. 2024, arXiv 2402.02972",
-        settings=(*OF_RETRIEVAL, *OF_REDREAM, *OF_VSD, *OF_WEIGHTED),
+        settings=(*OF_RETRIEVAL, *OF_REDREAM, *OF_VSD, *OF_WEIGHTED, *OF_2D),
         uses_assets=True,
     ),
     "vsd": MethodFacts(
         what="variational score distillation: a second network follows the renders",
         source="Wang et al. 2023, arXiv 2305.16213",
-        settings=(*OF_VSD, *OF_WEIGHTED),
+        settings=(*OF_VSD, *OF_WEIGHTED, *OF_2D),
     ),
     "sds": MethodFacts(
         what="score distillation sampling",
         source="Poole et al. 2022, arXiv 2209.14988",
-        settings=("distill.sds_guidance_scale", *OF_WEIGHTED),
+        settings=("distill.sds_guidance_scale", *OF_WEIGHTED, *OF_2D),
     ),
     "sjc": MethodFacts(
         what="score Jacobian chaining: move towards the denoised render, and clear fog by the emptiness loss",
         source="Wang et al. 2022, arXiv 2212.00774",
-        settings=("sjc.",),
+        settings=("sjc.", *OF_2D),
+    ),
+    "mvdream": MethodFacts(
+        what="four views at a time, denoised together by a multi-view prior",
+        source="Shi et al. 2023, arXiv 2308.16512",
+        settings=("mvdream.",),
     ),
 }
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from redream.limits import Linear
-from redream.method_settings import SjcConfig
+from redream.method_settings import MVDreamConfig, SjcConfig
 from redream.settings import (
     AdaptationConfig,
     CameraConfig,
@@ -77,6 +77,13 @@ def mini() -> RunConfig:
             occupancy_every=10,
         ),
         sjc=SjcConfig(guidance_scale=30.0, lambda_emptiness=300.0, emptiness_growth=4.0),
+        mvdream=MVDreamConfig(
+            model="mini:multi-view",
+            guidance_scale=10.0,
+            negative_prompt="",
+            fovy_deg=(42.0, 48.0),
+            half_height=(0.58, 0.66),
+        ),
         evaluation=EvaluationConfig(
             fovy_deg=45.0,
             image_size=64,

@@ -26,10 +26,10 @@ from redream.limits import (
     require,
     require_limits,
 )
-from redream.method_settings import DebiasConfig, MethodSettings, PerpNegConfig, SjcConfig
+from redream.method_settings import DebiasConfig, MethodSettings, MVDreamConfig, PerpNegConfig, SjcConfig
 from redream.methods import METHODS
 
-Method = Literal["redream", "vsd", "sds", "sjc"]
+Method = Literal["redream", "vsd", "sds", "sjc", "mvdream"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -311,6 +311,7 @@ class RunConfig:
     distill: DistillConfig = setting(default_factory=DistillConfig)
     evaluation: EvaluationConfig = setting(default_factory=EvaluationConfig)
     sjc: SjcConfig = setting(default_factory=SjcConfig)
+    mvdream: MVDreamConfig = setting(default_factory=MVDreamConfig)
     perp_neg: PerpNegConfig = setting(default_factory=PerpNegConfig)
     debias: DebiasConfig = setting(default_factory=DebiasConfig)
     export: ExportConfig = setting(default_factory=ExportConfig)

@@ -17,7 +17,8 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from redream.method_settings import MethodSettings
-from redream.methods import METHODS, unused_settings
+from redream.methods import METHODS as FACTS
+from redream.methods import unused_settings
 from redream.seeds import stage_seed
 from redream.settings import DistillConfig, FieldConfig, RunConfig
 from redream.weights import weights_digest
@@ -106,7 +107,7 @@ def load_particles(output: Output, config: FieldConfig, device: str) -> list[Par
 
 def reaching_settings(config: DistillConfig, stage: str) -> dict[str, Any]:
     """Return the settings of distillation that can change a stage's result, cut to the steps that it takes."""
-    has_assets = METHODS[config.method].uses_assets
+    has_assets = FACTS[config.method].uses_assets
     is_warm_up = stage == "warm_up"
     begin = config.warm_up_steps if has_assets and not is_warm_up else 0
     end = config.warm_up_steps if is_warm_up else config.num_steps
@@ -140,8 +141,17 @@ def own_settings(config: RunConfig) -> dict[str, Any]:
     used |= {"perp_neg"} if config.perp_neg.enabled else set()
     used |= {"debias"} if config.debias.score else set()
     found: dict[str, Any] = {name: asdict(section) for name, section in own.items() if name in used}
-    # Both change with the share of the run that is over, in the warm-up too.
-    return {**found, "num_steps": config.distill.num_steps} if found.keys() & {"sjc", "debias"} else found
+    if "mvdream" in found:
+        found["mvdream"].pop("model")  # its content is among the inputs
+    # These change with the share of the run that is over, in the warm-up too.
+    return {**found, "num_steps": config.distill.num_steps} if found.keys() & {"sjc", "debias", "mvdream"} else found
+
+
+def prior_digest(config: RunConfig) -> str:
+    """Return the digest of the weights that a run's method distils from."""
+    if config.distill.method == "mvdream":
+        return "+".join(weights_digest(part) for part in config.mvdream.model.split("+"))
+    return weights_digest(config.prior.model, config.prior.config)
 
 
 def _key(stage: str, run: Run, config: RunConfig, distill: dict[str, Any], inputs: dict[str, str]) -> StageKey:
@@ -154,9 +164,7 @@ def _key(stage: str, run: Run, config: RunConfig, distill: dict[str, Any], input
         "seed": run.seed,
         **own_settings(config),
     }
-    return stage_key(
-        stage, STAGE_VERSION, settings, {**inputs, "prior": weights_digest(config.prior.model, config.prior.config)}
-    )
+    return stage_key(stage, STAGE_VERSION, settings, {**inputs, "prior": prior_digest(config)})
 
 
 def _distill(
@@ -172,11 +180,13 @@ def _distill(
         from safetensors.torch import save_file
 
         from redream.distill import loop
+        from redream.distill.methods.table import METHODS
         from redream.distill.state import write_checkpoint
 
     assets = load_all_views(views) if views is not None else []
     with loading:
-        prior = shared_prior(config.prior, work.device)
+        load_prior = METHODS[config.distill.method].load_prior
+        prior = load_prior(config.own, work.device) if load_prior else shared_prior(config.prior, work.device)
         if adapter is not None:
             prior.load_adapter(adapter.path("adapter"))
         state = loop.create_state(prior, assets, config.distill, config.field, stage_seed(run.seed, "distill"))

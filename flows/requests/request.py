@@ -161,6 +161,13 @@ def checked_weights(config: RunConfig) -> None:
     ):
         weights_path(model)
     refuse_other_models(config.prior.model, config.prior.config)
+    if config.distill.method == "mvdream":
+        if not config.mvdream.model:
+            raise ValueError(
+                "--method mvdream needs a multi-view prior; name its weights with --set mvdream.model=…, a folder or a "
+                "hub id whose licence you accept"
+            )
+        weights_path(config.mvdream.model)
 
 
 def parsed_settings(assignments: Sequence[str]) -> dict[str, Any]:

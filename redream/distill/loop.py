@@ -22,12 +22,11 @@ from redream.distill.methods.method import Method, Scored
 from redream.distill.methods.table import METHODS
 from redream.distill.particle import Particle
 from redream.distill.state import DistillState
-from redream.distill.step import Inputs, Turn
+from redream.distill.step import Inputs, Prior, Turn
 from redream.field.occupancy import OccupancyGrid, visual_hull
 from redream.field.radiance_field import RadianceField
 from redream.method_settings import MethodSettings
 from redream.prior.precision import LossScale, gradient_norm
-from redream.prior.stable_diffusion import StableDiffusionPrior
 from redream.render.mesh import AssetViews
 from redream.render.volume import step_length
 from redream.settings import CameraConfig, DistillConfig, FieldConfig
@@ -57,7 +56,7 @@ class DistillStep:
 
 
 def create_state(
-    prior: StableDiffusionPrior,
+    prior: Prior,
     assets: list[AssetViews],
     config: DistillConfig,
     field_config: FieldConfig,
@@ -91,7 +90,7 @@ def create_state(
 
 def distill(
     state: DistillState,
-    prior: StableDiffusionPrior,
+    prior: Prior,
     prompt: str,
     assets: list[AssetViews],
     config: DistillConfig,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -21,18 +22,21 @@ from redream.field.radiance_field import RadianceField
 from redream.images import Rendering, composite, to_images, to_rgb
 from redream.limits import Linear
 from redream.method_settings import MethodSettings
+from redream.prior.multi_view import MultiViewPrior
 from redream.prior.perp_neg import SIDE, perp_neg_guidance, view_mixture
 from redream.prior.prompts import PromptEmbeds, camera_views
 from redream.prior.stable_diffusion import StableDiffusionPrior
 from redream.render.mesh import AssetViews
 from redream.settings import CameraConfig, DistillConfig, FieldConfig
 
+Prior = StableDiffusionPrior | MultiViewPrior
+
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
     """What stays the same over all steps of a run."""
 
-    prior: StableDiffusionPrior
+    prior: Any  # a Prior: each method knows which
     embeds: PromptEmbeds
     config: DistillConfig
     field_config: FieldConfig
@@ -75,8 +79,7 @@ def is_warm_up(inputs: Inputs, turn: Turn) -> bool:
 
 def look(inputs: Inputs, turn: Turn, has_asset: bool, emptiness_scale: float | None = None) -> View:
     """Draw cameras and render the particle; with `has_asset`, from cameras that its asset was rendered from."""
-    config, generator = inputs.config, turn.generator
-    size = config.low_resolution if turn.step < config.high_resolution_from_step else config.high_resolution
+    config, generator, size = inputs.config, turn.generator, image_size(inputs, turn)
     asset = None
     if has_asset:
         assert turn.asset is not None
@@ -84,10 +87,28 @@ def look(inputs: Inputs, turn: Turn, has_asset: bool, emptiness_scale: float | N
         asset = asset.to(inputs.prior.device)
     else:
         camera = sample_cameras(inputs.camera_config, config.views_per_step, size, generator)
+    return render_view(inputs, turn, camera, asset, emptiness_scale)
+
+
+def render_view(
+    inputs: Inputs,
+    turn: Turn,
+    camera: Camera,
+    asset: Rendering | None = None,
+    emptiness_scale: float | None = None,
+) -> View:
+    """Render the particle from cameras, and draw what stands behind it."""
     names = camera_views(camera, inputs.camera_config)
     camera = camera.to(inputs.prior.device)
-    rendering = turn.particle.render(camera, inputs.field_config, generator, emptiness_scale)
-    return View(camera, names, rendering, draw_background(turn.particle.field, camera, config, generator), asset)
+    rendering = turn.particle.render(camera, inputs.field_config, turn.generator, emptiness_scale)
+    background = draw_background(turn.particle.field, camera, inputs.config, turn.generator)
+    return View(camera, names, rendering, background, asset)
+
+
+def image_size(inputs: Inputs, turn: Turn) -> int:
+    """Return the side of this step's renders, in pixels."""
+    config = inputs.config
+    return config.low_resolution if turn.step < config.high_resolution_from_step else config.high_resolution
 
 
 def draw_noise(inputs: Inputs, turn: Turn, x_0: Tensor) -> tuple[Int[Tensor, " batch"], Tensor]:

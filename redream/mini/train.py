@@ -17,8 +17,10 @@ import torch
 from redream.mini.dataset import load_renders, render_dataset
 from redream.mini.training.clip import train_clip
 from redream.mini.training.loop import TrainStep
+from redream.mini.training.multi_view import train_multi_view
 from redream.mini.training.perceptual import train_perceptual
 from redream.mini.training.prior import train_prior
+from redream.mini.view_sets import load_view_sets, render_view_sets
 from redream.weights import MINI_WEIGHTS
 
 NUM_STEPS = {
@@ -29,6 +31,7 @@ NUM_STEPS = {
     "perceptual-a": 1_000,
     "perceptual-b": 500,
     "prior": 4_100,
+    "multi-view": 3_000,
 }
 
 
@@ -42,12 +45,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--compile", action="store_true", help="compile the prior's UNet; needs a C++ compiler")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    for done, total in render_dataset(options.work / "renders"):
-        print(f"renders: {done} of {total} shards", flush=True)
-    renders = load_renders(options.work / "renders")
-    for name in options.models or NUM_STEPS:
+    models = options.models or [*NUM_STEPS]
+    if set(models) - {"multi-view"}:
+        _show("renders", render_dataset(options.work / "renders"))
+        renders = load_renders(options.work / "renders")
+    for name in models:
         num_steps, out = options.steps or NUM_STEPS[name], options.out / name
-        if name == "prior":
+        if name == "multi-view":
+            _show("groups of views", render_view_sets(options.work / "views"))
+            steps = train_multi_view(load_view_sets(options.work / "views"), num_steps, options.work, out)
+        elif name == "prior":
             steps = train_prior(renders, num_steps, options.work, out, options.compile)
         elif name.startswith("clip"):
             steps = train_clip(name, renders, num_steps, options.work, out)
@@ -55,6 +62,11 @@ def main(arguments: list[str] | None = None) -> int:
             steps = train_perceptual(name, renders, num_steps, options.work, out)
         _report(name, steps)
     return 0
+
+
+def _show(what: str, shards: Iterator[tuple[int, int]]) -> None:
+    for done, total in shards:
+        print(f"{what}: {done} of {total} shards", flush=True)
 
 
 def _report(name: str, steps: Iterator[TrainStep]) -> None:

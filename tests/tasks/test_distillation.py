@@ -17,6 +17,7 @@ from tasks.distillation import distill
 from tasks.machinery.progress import Stopped, stop_requested
 from tasks.runs.run import Run
 from tests.redream.conftest import save_tiny_prior
+from tests.redream.prior.test_multi_view import save_ours, tiny_unet
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +93,11 @@ def test_stopped_stage_leaves_a_checkpoint_of_its_last_step(run: Run, config: Ru
         resumed = particles_and_curve(run, config)
     assert seen == []
     assert resumed == undisturbed
+
+
+def test_mvdream_goes_through_the_stage_with_a_multi_view_model_of_a_folder(run: Run, tmp_path: Path) -> None:
+    prior = save_tiny_prior(tmp_path / "prior", "epsilon")
+    model = save_ours(tiny_unet(), tmp_path / "views", prior)
+    settings = {"distill.method": "mvdream", "mvdream.model": model, "distill.num_steps": 2, "distill.warm_up_steps": 0}
+    output = distill.fn(run, None, None, None, with_overrides(smoke(), settings))
+    assert output.result["num_steps"] == 2 and output.path("particle_0.safetensors").is_file()

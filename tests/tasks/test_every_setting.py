@@ -177,6 +177,7 @@ OTHER = {
     "distill.lambda_opacity_entropy": Linear(start=0.0, end=21.0, begin_step=0, end_step=4),
     "evaluation.clip_models": ("mini:clip-eval-b",), "evaluation.lpips_backbones": ("mini:perceptual-b",),
     "distill.negative_prompt": "ugly", "distill.weighting": "uniform", "perp_neg.rule": "paper", "sjc.form": "plain",
+    "mvdream.model": "mini:judge", "mvdream.negative_prompt": "ugly", "mvdream.elevation_deg": (1.0, 20.0),
     "evaluation.judge": "", "camera.elevation_deg": (1.0, 20.0), "camera.camera_distance": (1.3, 1.6),
 }  # fmt: skip
 

@@ -176,9 +176,10 @@ def test_other_method_depends_on_other_settings(run: Run, change: dict[str, Any]
     assert changed(keys(run, method="sds"), keys(run, change, method="sds")) == expected
 
 
-@pytest.mark.parametrize("setting", ["sjc.guidance_scale", "sjc.lambda_emptiness"])
+@pytest.mark.parametrize("setting", ["sjc.guidance_scale", "sjc.lambda_emptiness", "mvdream.guidance_scale"])
 def test_settings_of_a_method_rerun_that_method_alone(run: Run, setting: str) -> None:
-    assert changed(keys(run, method="sjc"), keys(run, {setting: 5.0}, method="sjc")) == DISTILLED
+    method, weights = setting.partition(".")[0], {"mvdream.model": "mini:judge"}
+    assert changed(keys(run, weights, method=method), keys(run, {**weights, setting: 5.0}, method=method)) == DISTILLED
     for other in ("redream", "vsd"):
         assert changed(keys(run, method=other), keys(run, {setting: 5.0}, method=other)) == []
 

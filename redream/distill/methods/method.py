@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from redream.cameras import Camera
 from redream.distill.step import Inputs, Turn
+from redream.method_settings import MethodSettings
 from redream.prior.stable_diffusion import StableDiffusionPrior
 from redream.settings import DistillConfig
 
@@ -27,8 +29,12 @@ class Scored:
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """Draw, look and score in `score`; methods with a network of their own add it, and train it after each step."""
+    """Draw, look and score in `score`, by the 2D prior unless there is another.
+
+    Methods with a network of their own add it, and train it after each step.
+    """
 
     score: Callable[[Inputs, Turn], Scored]
+    load_prior: Callable[[MethodSettings, torch.device | str], Any] | None = None  # None: the 2D prior
     add_network: Callable[[StableDiffusionPrior, DistillConfig, torch.Generator], list[nn.Parameter]] | None = None
     network_loss: Callable[[Inputs, Turn, Scored], Tensor] | None = None

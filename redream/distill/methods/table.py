@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from redream.distill.methods import redream, sds, sjc, vsd
+from redream.distill.methods import mvdream, redream, sds, sjc, vsd
 from redream.distill.methods.method import Method
 
-METHODS: dict[str, Method] = {"redream": redream.METHOD, "vsd": vsd.METHOD, "sds": sds.METHOD, "sjc": sjc.METHOD}
+METHODS: dict[str, Method] = {
+    "redream": redream.METHOD,
+    "vsd": vsd.METHOD,
+    "sds": sds.METHOD,
+    "sjc": sjc.METHOD,
+    "mvdream": mvdream.METHOD,
+}
