@@ -24,7 +24,7 @@ def no_weights_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def member(tmp_path: Path) -> Member:
-    settings = {"distill.num_steps": 7, "camera.fovy_deg": [41.0, 43.0], "distill.use_adapter": False}
+    settings = {"distill.num_steps": 7, "camera.fovy_deg": [41.0, 43.0], "evaluation.close_loop": True}
     return Member(line=4, request=checked_request("-- a 'red' cube", "smoke", "vsd", 5, tmp_path, settings=settings))
 
 
