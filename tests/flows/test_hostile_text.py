@@ -94,7 +94,15 @@ def test_terminal_gets_no_commands_from_captions_and_records(
     text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     asset = dict.fromkeys(("asset_id", "mesh_path", "caption", "source", "license", "author"), text)
-    neighbor = {"score": 0.5, "text_score": 0.5, "lexical_score": 0.5, "is_weak": False, "asset": asset}
+    neighbor = {
+        "score": 0.5,
+        "text_score": 0.5,
+        "lexical_score": 0.5,
+        "is_weak": False,
+        "has_picture": True,
+        "fit": 0.5,
+        "asset": asset,
+    }
     made = {"neighbors": [neighbor], "metrics": {}, "prompt": text, "page": "p", "turntable": "t", "mesh": "m"}
     tables.print_made(made, "out")
     assert not controls(capsys.readouterr().out)

@@ -53,7 +53,8 @@ def exports(line: str, replaced: dict[str, str]) -> dict[str, str]:
 
 
 def test_page_names_only_settings_that_the_code_or_the_servers_know() -> None:
-    files = [*(ROOT / "flows").rglob("*.py"), *(ROOT / "tasks").rglob("*.py"), ROOT / "docker-compose.yml"]
+    code = [path for package in ("flows", "tasks", "redream") for path in (ROOT / package).rglob("*.py")]
+    files = [*code, ROOT / "docker-compose.yml"]
     known = "".join(path.read_text() for path in files)
     for name in set(re.findall(r"`((?:PREFECT|MLFLOW|REDREAM|AWS)_[A-Z0-9_]+)", PAGE)):
         assert name in known, name
