@@ -18,6 +18,7 @@ from flows.batch import asked_members
 from flows.batches.comparing import deliver_comparison
 from flows.batches.making import make_missing
 from flows.batches.on_workers import cancel_submitted
+from flows.batches.outcomes import Outcome
 from flows.requests.columns import Column, checked_columns, column_defaults, require_plain
 from flows.requests.parameters import MethodNames, Place, PresetName, Processes, Prompts, Seeds, Settings, StudyName
 from flows.requests.prompt_files import Defaults, Member
@@ -71,7 +72,9 @@ def compare(
     title = f"comparison of {study or ', '.join(column.name for column in columns)}"
     with open_run("compare", title, 0, None, request, folder) as run:
         asked = [member for column in columns for member in members[column.name]]
-        outcomes = iter(make_missing(run, asked, workers, gpus, {} if out == DEFAULT_OUT else {"out": out}))
+        ended: dict[int, Outcome] = {}
+        make_missing(run, asked, workers, gpus, {} if out == DEFAULT_OUT else {"out": out}, ended)
+        outcomes = iter(ended[number] for number in range(len(asked)))
         by_column = {column.name: [next(outcomes) for _ in members[column.name]] for column in columns}
         facts = comparison_facts(preset, columns, members[columns[0].name], seeds, settings)
         return deliver_comparison(run, title, facts, list(by_column), by_column)
