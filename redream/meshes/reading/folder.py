@@ -33,7 +33,8 @@ def read_whole_file(path: Path, limits: MeshLimits, what: str = "") -> bytes:
         raise Refused(f"{what}is not a regular file" if path.exists() else f"{what}does not exist (looked for {path})")
     try:
         with path.open("rb") as file:
-            content = file.read(limits.file_bytes + 1)
+            size = os.fstat(file.fileno()).st_size  # reading reserves what it is asked for, whatever is there
+            content = file.read(min(size, limits.file_bytes) + 1)
     except OSError as error:
         raise Refused(f"{what}cannot be read ({error.strerror})") from error
     if not content:

@@ -16,7 +16,7 @@ from redream.settings import MeshLimits
 
 FOLDER = Path(__file__).parents[3].parent / "shared" / "data" / "bad"
 # The rows ask for less than 1 GB, or 2 GB for images; here every file has to do with half.
-LIMITS = MeshLimits(memory_bytes=1024 * 2**20, seconds=30)
+LIMITS = MeshLimits(memory_bytes=512 * 2**20, seconds=30)
 
 # Rows that are neither refused nor plainly opened: how many triangles come out, and what must be said.
 OPENED = {
